@@ -1,0 +1,391 @@
+"""The one place that turns embeddings into scores, ranks and top-k lists, block by block.
+
+The contract (see ``docs/design.md``):
+
+* The *score* of a query and a gallery item is ``float32(q . g - b(g))``: embeddings are up-cast, the product and the
+  bias are combined in float64, and the result is rounded once. This **canonical score** depends on the two vectors
+  and the bias alone: not on block size, thread count, or the order in which anything is stored.
+* Ties break by gallery index, the lower index first; optimistic and pessimistic ranks are returned as well.
+* Whole blocks are computed in float32. A float32 product lies within a known bound of the canonical score, so it
+  settles every comparison outside that bound; the few pairs inside it are scored canonically. Ranks are therefore
+  those of the canonical scores, at about the cost of the float32 product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from reprolib.errors import InputError
+
+BLOCK_BYTES = 16 * 2**20  # one float32 block of scores; small enough for a last-level cache
+_UNIT = 2.0**-24  # unit round-off of float32
+_PAIR_CHUNK = 2**22  # elements gathered at a time when single pairs are scored
+
+ArrayLike = np.ndarray | Tensor
+Relevance = np.ndarray | Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | list
+
+
+def as_embeddings(
+    array: ArrayLike, name: str, *, device: str | torch.device | None = None, normalize: bool = True
+) -> Tensor:
+    """Return ``array`` [n, d] as contiguous float32 rows, of unit length if ``normalize``.
+
+    Rows are normalised in float64 and rounded once, so the storage type of the input is all that matters.
+    Raises InputError for another shape, no rows, NaN or infinity, and (if ``normalize``) rows of zeros.
+    """
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        array = array.copy()  # torch cannot mark a tensor read-only
+    tensor = torch.as_tensor(array, device=device)
+    if tensor.ndim != 2 or not tensor.shape[0] or not tensor.shape[1]:
+        raise InputError(
+            f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise InputError(f"{name}: expected floating-point embeddings, got {tensor.dtype}")
+    norms = torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float64)
+    if not bool(torch.isfinite(norms).all()):
+        row = int((~torch.isfinite(norms)).nonzero()[0])
+        raise InputError(f"{name}: row {row} holds NaN or infinity; every value must be finite")
+    if normalize and not bool((norms > 0).all()):
+        row = int((norms == 0).nonzero()[0])
+        raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
+    if not normalize:
+        return tensor.to(torch.float32).contiguous()
+    return torch.cat([
+        (rows.to(torch.float64) / length[:, None]).to(torch.float32)
+        for rows, length in zip(tensor.split(65536), norms.split(65536), strict=True)
+    ])
+
+
+def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.sparse.csr_array:
+    """Return ``relevance`` as a boolean CSR array [n_queries, n_gallery].
+
+    Accepts a boolean matrix (array or tensor), a sparse matrix, or a list of ``n_queries`` index arrays. Raises
+    InputError if the shape differs, an index is out of range, or a query has no relevant item.
+    """
+    if isinstance(relevance, list | tuple):
+        if len(relevance) != n_queries:
+            raise InputError(f"relevance lists {len(relevance)} queries, but there are {n_queries}")
+        columns = [np.unique(np.asarray(items, dtype=np.int64)) for items in relevance]
+        indptr = np.concatenate([[0], np.cumsum([len(c) for c in columns])])
+        indices = np.concatenate(columns) if columns else np.empty(0, np.int64)
+        if len(indices) and (indices.min() < 0 or indices.max() >= n_gallery):
+            raise InputError(f"relevance names gallery item {int(indices.max())}, but there are {n_gallery}")
+        matrix = scipy.sparse.csr_array(
+            (np.ones(len(indices), bool), indices, indptr), shape=(n_queries, n_gallery)
+        )
+    elif scipy.sparse.issparse(relevance):
+        matrix = scipy.sparse.csr_array(relevance).astype(bool)
+    else:
+        matrix = scipy.sparse.csr_array(np.asarray(torch.as_tensor(relevance).cpu()).astype(bool))
+    if matrix.shape != (n_queries, n_gallery):
+        raise InputError(f"relevance has shape {matrix.shape}, expected ({n_queries}, {n_gallery})")
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    empty = np.flatnonzero(np.diff(matrix.indptr) == 0)
+    if len(empty):
+        raise InputError(f"relevance: query {int(empty[0])} has no relevant gallery item ({len(empty)} such queries)")
+    return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """How queries are scored against a gallery: the result of fitting a correction.
+
+    ``queries`` [n, d] and ``gallery`` [m, d] are float32 on one device. Query ``i`` is scored
+    ``queries[i] . gallery[j] - bias[state[i], j]`` (``bias`` float32 [states, m] or None; ``state`` int64 [n], by
+    default all 0). A correction that is no bias (rank-based GC, DualDIS) gives ``transform``: it receives a block of
+    canonical raw scores [b, m] and the rows it covers, and returns the scores of that block.
+    ``exclude`` int64 [n] names one gallery item per query to be dropped before anything is counted (-1: none),
+    for searches of a set within itself.
+    """
+
+    queries: Tensor
+    gallery: Tensor
+    bias: Tensor | None = None
+    state: Tensor | None = None
+    transform: Callable[[Tensor, slice], Tensor] | None = None
+    exclude: Tensor | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.queries.shape[1] != self.gallery.shape[1]:
+            raise InputError(
+                f"queries have width {self.queries.shape[1]} and the gallery {self.gallery.shape[1]}; they must agree"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of queries and of gallery items."""
+        return self.queries.shape[0], self.gallery.shape[0]
+
+    def error_bound(self) -> float:
+        """Return a bound on the distance between a float32 block and the canonical scores (0 with ``transform``).
+
+        The standard bound of a float32 inner product of length d (Higham 2002, section 3.1), with Cauchy-Schwarz
+        for the sum of the absolute terms, plus the roundings of the bias and of the result.
+        """
+        if self.transform is not None:
+            return 0.0
+        product = float(self.queries.norm(dim=1).max() * self.gallery.norm(dim=1).max())
+        bias = 0.0 if self.bias is None else float(self.bias.abs().max())
+        return 1.1 * _UNIT * ((self.queries.shape[1] + 4) * product + 3 * bias)
+
+    def block(self, rows: slice) -> Tensor:
+        """Return the scores of ``rows`` against the whole gallery, float32 [b, m], within ``error_bound``."""
+        if self.transform is not None:
+            return self._drop(self.canonical(rows), rows)
+        scores = self.queries[rows] @ self.gallery.T
+        if self.bias is not None:
+            scores -= self.bias[0] if self.state is None else self.bias[self.state[rows]]
+        return self._drop(scores, rows)
+
+    def canonical(self, rows: slice) -> Tensor:
+        """Return the canonical scores of ``rows``, float32 [b, m]: one float64 product, rounded once."""
+        scores = self.queries[rows].double() @ self.gallery.double().T
+        if self.transform is not None:
+            return self.transform(scores.float(), rows)
+        if self.bias is not None:
+            bias = self.bias.double()
+            scores -= bias[0] if self.state is None else bias[self.state[rows]]
+        return scores.float()
+
+    def _drop(self, scores: Tensor, rows: slice) -> Tensor:
+        if self.exclude is not None:
+            dropped = self.exclude[rows]
+            at = (dropped >= 0).nonzero().squeeze(1)
+            scores[at, dropped[at]] = -torch.inf
+        return scores
+
+    def pairs(self, rows: Tensor, items: Tensor) -> Tensor:
+        """Return the canonical scores float32 [p] of the pairs (``rows``[i], ``items``[i]); not with ``transform``."""
+        step = max(1, _PAIR_CHUNK // self.queries.shape[1])
+        out = torch.empty(len(rows), dtype=torch.float32, device=self.queries.device)
+        for start in range(0, len(rows), step):
+            r, g = rows[start : start + step], items[start : start + step]
+            score = (self.queries[r].double() * self.gallery[g].double()).sum(1)
+            if self.bias is not None:
+                score -= self.bias[0 if self.state is None else self.state[r], g].double()
+            out[start : start + step] = score.float()
+        return out
+
+    def scores(self, block_bytes: int = BLOCK_BYTES) -> Tensor:
+        """Return all canonical scores, float32 [n, m]."""
+        out = torch.empty(self.shape, dtype=torch.float32, device=self.queries.device)
+        for rows in blocks(*self.shape, block_bytes // 2):
+            out[rows] = self._drop(self.canonical(rows), rows)
+        return out
+
+
+def blocks(n: int, m: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
+    """Yield slices over ``n`` rows such that a float32 block [rows, m] takes about ``block_bytes`` (at least 1 row)."""
+    step = max(1, block_bytes // (4 * m))
+    for start in range(0, n, step):
+        yield slice(start, min(n, start + step))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Where the relevant items stand, and who stands at the top.
+
+    One entry per relevant pair, in the order of ``relevance`` (CSR): ``score`` float32, ``above`` (gallery items
+    with a higher score), ``tied`` (other items with the same score) and ``tied_before`` (those of lower index),
+    int64. ``topk`` int64 [n, k]: the k best items of each query; their order within a row is that of the canonical
+    scores if it was asked for, else unspecified. ``k`` is at most the size of the gallery.
+    """
+
+    relevance: scipy.sparse.csr_array
+    score: np.ndarray
+    above: np.ndarray
+    tied: np.ndarray
+    tied_before: np.ndarray
+    topk: np.ndarray
+
+    @property
+    def rank(self) -> np.ndarray:
+        """Rank of every relevant pair, 1 = best, ties broken by gallery index; int64 [number of pairs]."""
+        return 1 + self.above + self.tied_before
+
+
+class _Side:
+    """Counts for the items of one axis of the score matrix, against the other axis as rivals."""
+
+    def __init__(self, scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, axis: int) -> None:
+        n, m = scorer.shape if axis == 1 else scorer.shape[::-1]
+        device = scorer.queries.device
+        self.axis, self.n, self.scorer = axis, n, scorer
+        self.k = min(k, m if scorer.exclude is None else m - 1)
+        self.relevance = relevance
+        counts = np.diff(relevance.indptr)
+        item = np.repeat(np.arange(n), counts)
+        slot = np.arange(relevance.nnz) - np.repeat(relevance.indptr[:-1], counts)
+        self.item, self.slot = (torch.as_tensor(a, device=device) for a in (item, slot))
+        self.rival = torch.as_tensor(relevance.indices.astype(np.int64), device=device)
+        width = int(counts.max(initial=0))
+        self.target = torch.full((n, width), torch.inf, device=device)  # canonical scores of the positives
+        self.own = torch.full((n, width), -1, dtype=torch.int64, device=device)
+        self.own[self.item, self.slot] = self.rival
+        if scorer.transform is None:
+            pair = (self.item, self.rival) if axis == 1 else (self.rival, self.item)
+            self.target[self.item, self.slot] = scorer.pairs(*pair)
+        self.above = torch.zeros((n, width), dtype=torch.int64, device=device)
+        self.tied, self.before = torch.zeros_like(self.above), torch.zeros_like(self.above)
+        self.maxima = torch.full((n, self.k), -torch.inf, device=device)
+        self.candidates: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, scores: Tensor, rows: slice, error: float) -> None:
+        """Account for one block of scores, whose first axis covers ``rows`` of the queries."""
+        items = rows if self.axis == 1 else slice(0, self.n)
+        if self.scorer.transform is not None:  # the block itself is canonical
+            here = (self.item >= items.start) & (self.item < items.stop)
+            self.target[self.item[here], self.slot[here]] = scores[self.item[here] - items.start, self.rival[here]]
+        target = self.target[items]
+        if self.k:
+            self._raise_maxima(scores, items)
+            bound = self.maxima[items, -1] - 2 * error
+        else:
+            bound = torch.full((len(target),), torch.inf, device=target.device)
+        cut = torch.minimum(target.amin(1) - error, bound) if target.shape[1] else bound
+        mask = scores >= (cut[:, None] if self.axis == 1 else cut)
+        flat = mask.view(-1).nonzero().squeeze(1)
+        value = scores.view(-1)[flat]
+        row = torch.div(flat, scores.shape[1], rounding_mode="floor")
+        column = flat - row * scores.shape[1]
+        item, rival = (row, column) if self.axis == 1 else (column, row + rows.start)
+        if self.k:
+            keep = (value >= bound[item]).nonzero().squeeze(1)
+            self.candidates.append((item[keep] + items.start, rival[keep], value[keep]))
+        self._count(item, rival, value, items, error)
+
+    def _raise_maxima(self, scores: Tensor, items: slice) -> None:
+        """Raise the lower bound of each item's k-th best score: the k-th largest of the maxima of disjoint groups."""
+        length = scores.shape[self.axis]
+        groups = min(length, max(8 * self.k, length // 32))
+        if groups < self.k:  # such a short block says nothing about the k-th best
+            return
+        used = length - length % groups
+        if self.axis == 1:
+            maxima = scores[:, :used].unflatten(1, (-1, groups)).amax(1)
+        else:
+            maxima = scores[:used].unflatten(0, (-1, groups)).amax(0).T
+        both = torch.cat([self.maxima[items], maxima], dim=1)
+        self.maxima[items] = both.topk(self.k, dim=1).values
+
+    def _count(self, item: Tensor, rival: Tensor, value: Tensor, items: slice, error: float) -> None:
+        size = items.stop - items.start
+        for slot in range(self.target.shape[1]):
+            target = self.target[items, slot][item]
+            difference = value - target
+            self.above[items, slot] += torch.bincount(item[difference > error], minlength=size)
+            near = (difference.abs() <= error).nonzero().squeeze(1)
+            if not len(near):
+                continue
+            who, other = item[near] + items.start, rival[near]
+            others = (other != self.own[who, slot]).nonzero().squeeze(1)
+            who, other = who[others], other[others]
+            exact = value[near][others]
+            if self.scorer.transform is None and len(who):
+                exact = self.scorer.pairs(*((who, other) if self.axis == 1 else (other, who)))
+            wanted = self.target[who, slot]
+            same = exact == wanted
+            for counter, chosen in (
+                (self.above, exact > wanted),
+                (self.tied, same),
+                (self.before, same & (other < self.own[who, slot])),
+            ):
+                counter[:, slot] += torch.bincount(who[chosen], minlength=self.n)
+
+    def _best(self, error: float, ordered: bool) -> Tensor:
+        """Return the k best rivals of each item from the candidates; near ties are settled by canonical scores."""
+        item, rival, value = (torch.cat(parts) for parts in zip(*self.candidates, strict=True))
+        exact = self.scorer.transform is not None
+        order = _lexsort(item, -value, rival)
+        item, rival, value = item[order], rival[order], value[order]
+        start = torch.searchsorted(item, torch.arange(self.n, device=item.device))
+        place = torch.arange(len(item), device=item.device) - start[item]
+        kth = value[start + self.k - 1]
+        possible = value >= kth[item] - 2 * error
+        contested = torch.zeros(self.n, dtype=torch.bool, device=item.device)
+        contested[item[possible & (place >= self.k)]] = True
+        again = possible & (contested[item] | ordered) & (not exact)
+        if bool(again.any()):
+            rescored = again.nonzero().squeeze(1)
+            pair = (item[rescored], rival[rescored])
+            value = torch.where(contested[item] & ~possible, -torch.inf, value)
+            value[rescored] = self.scorer.pairs(*(pair if self.axis == 1 else pair[::-1]))
+            order = _lexsort(item, -value, rival)
+            item, rival = item[order], rival[order]
+        return rival[place < self.k].view(self.n, self.k)
+
+    def finish(self, error: float, ordered: bool) -> Ranking:
+        best = self._best(error, ordered) if self.k else torch.empty((self.n, 0), dtype=torch.int64)
+        pick = (self.item, self.slot)
+        columns = (self.target, self.above, self.tied, self.before)
+        return Ranking(self.relevance, *(c[pick].cpu().numpy() for c in columns), best.cpu().numpy())
+
+
+def _lexsort(*keys: Tensor) -> Tensor:
+    """Return the order that sorts by the first key, then the second, ...; stable."""
+    order = torch.argsort(keys[-1], stable=True)
+    for key in reversed(keys[:-1]):
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
+
+
+def rank(
+    scorer: Scorer, relevance: Relevance, k: int = 10, *, ordered: bool = False, block_bytes: int = BLOCK_BYTES
+) -> Ranking:
+    """Rank the gallery for every query: where each relevant item stands, and the top k (see ``Ranking``).
+
+    ``relevance`` is anything ``as_relevance`` takes. ``ordered`` asks for the order within the top k too.
+    Ranks do not depend on ``block_bytes``, which bounds the memory of a block of scores.
+    """
+    if scorer.exclude is not None:
+        relevance = scipy.sparse.lil_array(as_relevance(relevance, *scorer.shape))
+        dropped = scorer.exclude.cpu().numpy()
+        relevance[np.flatnonzero(dropped >= 0), dropped[dropped >= 0]] = False
+    return _one_way(scorer, as_relevance(relevance, *scorer.shape), k, ordered, block_bytes)
+
+
+def _one_way(
+    scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, ordered: bool, block_bytes: int
+) -> Ranking:
+    side = _Side(scorer, relevance, k, axis=1)
+    error = scorer.error_bound()
+    for rows in blocks(*scorer.shape, block_bytes):
+        side.update(scorer.block(rows), rows, error)
+    return side.finish(error, ordered)
+
+
+def rank_both(
+    scorer: Scorer, relevance: Relevance, k: int = 10, *, block_bytes: int = BLOCK_BYTES
+) -> tuple[Ranking, Ranking]:
+    """Rank gallery for query and query for gallery from one product; every gallery item needs a relevant query.
+
+    Only for scores that mean the same in both directions: no state, no transform, no excluded item. (A corrected
+    score is specific to its direction; read by column it misleads.)
+    """
+    if scorer.state is not None or scorer.transform is not None or scorer.exclude is not None:
+        raise InputError("rank_both needs scores that mean the same in both directions; call rank for each instead")
+    forward = as_relevance(relevance, *scorer.shape)
+    backward = as_relevance(forward.T, *scorer.shape[::-1])
+    sides = _Side(scorer, forward, k, axis=1), _Side(scorer, backward, k, axis=0)
+    error = scorer.error_bound()
+    for rows in blocks(*scorer.shape, block_bytes):
+        scores = scorer.block(rows)
+        for side in sides:
+            side.update(scores, rows, error)
+    return sides[0].finish(error, False), sides[1].finish(error, False)
+
+
+def topk(scorer: Scorer, k: int, *, ordered: bool = True, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
+    """Return the ``k`` best gallery items of every query, int64 [n, min(k, m)], best first if ``ordered``."""
+    nothing = scipy.sparse.csr_array(scorer.shape, dtype=bool)
+    return _one_way(scorer, nothing, k, ordered, block_bytes).topk
