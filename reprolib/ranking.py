@@ -43,9 +43,7 @@ def as_embeddings(
         array = array.copy()  # torch cannot mark a tensor read-only
     tensor = torch.as_tensor(array, device=device)
     if tensor.ndim != 2 or not tensor.shape[0] or not tensor.shape[1]:
-        raise InputError(
-            f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}"
-        )
+        raise InputError(f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise InputError(f"{name}: expected floating-point embeddings, got {tensor.dtype}")
     norms = torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float64)
@@ -57,10 +55,12 @@ def as_embeddings(
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
     if not normalize:
         return tensor.to(torch.float32).contiguous()
-    return torch.cat([
-        (rows.to(torch.float64) / length[:, None]).to(torch.float32)
-        for rows, length in zip(tensor.split(65536), norms.split(65536), strict=True)
-    ])
+    return torch.cat(
+        [
+            (rows.to(torch.float64) / length[:, None]).to(torch.float32)
+            for rows, length in zip(tensor.split(65536), norms.split(65536), strict=True)
+        ]
+    )
 
 
 def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.sparse.csr_array:
@@ -77,9 +77,7 @@ def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.
         indices = np.concatenate(columns) if columns else np.empty(0, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= n_gallery):
             raise InputError(f"relevance names gallery item {int(indices.max())}, but there are {n_gallery}")
-        matrix = scipy.sparse.csr_array(
-            (np.ones(len(indices), bool), indices, indptr), shape=(n_queries, n_gallery)
-        )
+        matrix = scipy.sparse.csr_array((np.ones(len(indices), bool), indices, indptr), shape=(n_queries, n_gallery))
     elif scipy.sparse.issparse(relevance):
         matrix = scipy.sparse.csr_array(relevance).astype(bool)
     else:
@@ -340,7 +338,12 @@ def _lexsort(*keys: Tensor) -> Tensor:
 
 
 def rank(
-    scorer: Scorer, relevance: Relevance, k: int = 10, *, ordered: bool = False, block_bytes: int = BLOCK_BYTES
+    scorer: Scorer,
+    relevance: Relevance,
+    k: int = 10,
+    *,
+    ordered: bool = False,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Ranking:
     """Rank the gallery for every query: where each relevant item stands, and the top k (see ``Ranking``).
 
@@ -354,9 +357,7 @@ def rank(
     return _one_way(scorer, as_relevance(relevance, *scorer.shape), k, ordered, block_bytes)
 
 
-def _one_way(
-    scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, ordered: bool, block_bytes: int
-) -> Ranking:
+def _one_way(scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, ordered: bool, block_bytes: int) -> Ranking:
     side = _Side(scorer, relevance, k, axis=1)
     error = scorer.error_bound()
     for rows in blocks(*scorer.shape, block_bytes):

@@ -37,7 +37,12 @@ def _cluster_sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray,
 
 
 def bootstrap_mean(
-    values: np.ndarray, clusters: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+    values: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> Interval:
     """Return the mean of ``values`` [n] with its percentile bootstrap interval over ``clusters`` [n].
 
