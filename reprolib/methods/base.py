@@ -13,7 +13,7 @@ from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.ranking import ArrayLike, Scorer
 
-TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0)
+TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0)
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TILE = 2048  # bank items per tile: fixed, so that a reduction is summed in the same order whatever the block size
 _ROWS = 64  # gallery rows are padded to a multiple of this: thinner products take other kernels and other roundings

@@ -30,6 +30,15 @@ def _moved(gallery: Tensor, messages: list[tuple[Tensor, float]], released: bool
     return normalize(gallery - sum(rate * message for message, rate in messages))
 
 
+def _dense_message(gallery: Tensor, bank: Bank, centre: bool) -> Tensor:
+    """Return (1/n) sum_j w_j b_j over the bank, float32 [m, d]; ``centre`` subtracts the mean of all w first."""
+    b, x = bank.embeddings.double(), gallery.double()
+    message = x @ (b.T @ b) / len(b)
+    if centre:
+        message -= (x.mean(0) @ b.mean(0)) * b.mean(0)
+    return message.float()
+
+
 @method(
     "invgc",
     summary="inverse graph convolution: each item steps away from the similarity-weighted mean of both banks",
@@ -56,13 +65,10 @@ def inverse_graph_convolution(
     """
     _check(rate_gallery, rate_query)
     released = variant_of(variant)
-    messages = []
-    for bank, rate in ((gallery_bank, rate_gallery), (query_bank, rate_query)):
-        b, x = bank.embeddings.double(), gallery.double()
-        message = x @ (b.T @ b) / len(b)
-        if released:
-            message -= (x.mean(0) @ b.mean(0)) * b.mean(0)
-        messages.append((message.float(), rate))
+    messages = [
+        (bank.keep(gallery, ("dense", released), lambda bank=bank: _dense_message(gallery, bank, released)), rate)
+        for bank, rate in ((gallery_bank, rate_gallery), (query_bank, rate_query))
+    ]
     return Scorer(queries, _moved(gallery, messages, released))
 
 

@@ -19,7 +19,7 @@ from reprolib.methods.base import TEMPERATURES, Bank, centred, method, positive,
 from reprolib.ranking import Scorer
 
 # From "as good as off" to the range of the query bank; NNN's authors found 0.001 to 15 useful (arXiv 2410.24114, B2).
-GALLERY_TEMPERATURES = (0.0, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 20.0, 30.0)
+GALLERY_TEMPERATURES = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
 
 
 @method("none", summary="inner products, uncorrected", source="")

@@ -28,38 +28,75 @@ class Interval:
     high: float
 
 
-def _cluster_sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(values, dtype=np.float64)
-    _, index = np.unique(clusters, return_inverse=True)
-    if len(values) != len(index) or not len(values):
-        raise InputError(f"{len(values)} values but {len(index)} cluster labels; both must be given for every query")
-    return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+def _clusters(clusters: np.ndarray) -> np.ndarray:
+    labels = np.unique(clusters, return_inverse=True)[1]
+    if not len(labels):
+        raise InputError("no queries, hence no clusters to resample")
+    return labels
+
+
+class ClusterBootstrap:
+    """Percentile bootstrap over clusters [n]; one set of resamples serves every metric and every system.
+
+    Systems measured on the same queries therefore see the same resamples: pass differences for a paired
+    comparison. (Efron and Tibshirani 1993, sections 8 and 13.)
+    """
+
+    def __init__(self, clusters: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95) -> None:
+        self.label = _clusters(clusters)
+        self.size = np.bincount(self.label).astype(np.float64)
+        n = len(self.size)
+        rng = np.random.default_rng(seed)
+        step = max(1, _CHUNK // n)
+        self.weights = np.concatenate(
+            [
+                rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start)).astype(np.uint8)
+                for start in range(0, resamples, step)
+            ]
+        )
+        self.ends = [(1 - level) / 2, (1 + level) / 2]
+
+    def _interval(self, value: float, replicas: np.ndarray) -> Interval:
+        low, high = np.quantile(replicas, self.ends)
+        return Interval(float(value), float(low), float(high))
+
+    def _check(self, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values, dtype=np.float64)
+        if values.shape != self.label.shape:
+            raise InputError(f"{len(values)} values, but cluster labels for {len(self.label)} queries; they must agree")
+        return values
+
+    def mean(self, values: np.ndarray) -> Interval:
+        """Return the mean of ``values`` [n] with its interval."""
+        values = self._check(values)
+        sums = np.bincount(self.label, weights=values)
+        step = max(1, _CHUNK // len(sums))
+        replicas = np.concatenate(
+            [
+                (w * sums).sum(1) / (w * self.size).sum(1)
+                for w in (self.weights[start : start + step] for start in range(0, len(self.weights), step))
+            ]
+        )
+        return self._interval(sums.sum() / self.size.sum(), replicas)
+
+    def median(self, values: np.ndarray) -> Interval:
+        """Return the median of ``values`` [n] with its interval (of a resample: its lower median)."""
+        values = self._check(values)
+        order = np.argsort(values, kind="stable")
+        ordered, label = values[order], self.label[order]
+        step = max(1, _CHUNK // len(values))
+        replicas = []
+        for start in range(0, len(self.weights), step):
+            reached = np.cumsum(self.weights[start : start + step][:, label], axis=1, dtype=np.int64)
+            replicas.append(ordered[(2 * reached < reached[:, -1:]).sum(1)])
+        return self._interval(float(np.median(values)), np.concatenate(replicas))
 
 
 def bootstrap_mean(
-    values: np.ndarray,
-    clusters: np.ndarray,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    level: float = 0.95,
+    values: np.ndarray, clusters: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
 ) -> Interval:
-    """Return the mean of ``values`` [n] with its percentile bootstrap interval over ``clusters`` [n].
-
-    For a paired comparison pass the differences: both systems then see the same resamples. (Efron and Tibshirani
-    1993, sections 8 and 13.)
-    """
-    sums, counts = _cluster_sums(values, clusters)
-    n = len(sums)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _CHUNK // n)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=size)
-        means[start : start + size] = (weights * sums).sum(1) / (weights * counts).sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
+    """Return the mean of ``values`` [n] with its percentile bootstrap interval over ``clusters`` [n]."""
+    return ClusterBootstrap(clusters, seed=seed, resamples=resamples, level=level).mean(values)
 
 
 def permutation_test(
@@ -69,7 +106,7 @@ def permutation_test(
 
     (b + 1) / (m + 1) with b permutations at least as extreme of m (Phipson and Smyth 2010): never 0.
     """
-    sums, _ = _cluster_sums(differences, clusters)
+    sums = np.bincount(_clusters(clusters), weights=np.asarray(differences, dtype=np.float64))
     sums = sums[sums != 0]  # a cluster without a difference says nothing either way
     observed = abs(sums.sum())
     rng = np.random.default_rng(seed)
@@ -105,7 +142,7 @@ def jackknife(
     Clusters are dealt into ``groups`` at random. (Shao and Tu 1995, section 2.3.) For statistics that are not
     smooth, such as a maximum, the interval is a rough guide.
     """
-    _, index = np.unique(clusters, return_inverse=True)
+    index = _clusters(clusters)
     n_clusters = int(index.max()) + 1
     groups = min(groups, n_clusters)
     group = np.random.default_rng(seed).permutation(np.arange(n_clusters) % groups)[index]

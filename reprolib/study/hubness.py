@@ -1,0 +1,627 @@
+"""The hubness study: tune every correction on validation, report once on test, and ask what made the difference.
+
+The protocol, in the order of the notebook: banks come from where ``bank_source`` says and are named in every
+record; each method's parameters are chosen by R@1 on the validation split over one set of grids; the test split is
+ranked once per method with them. Feature sets without official splits are split several times by seed; each
+replicate is tuned on its own validation part, and queries are pooled, with the original items as clusters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reprolib import ranking
+from reprolib.errors import InputError
+from reprolib.loaders import Split
+from reprolib.methods import CATALOGUE, Bank, fit
+from reprolib.methods.base import TEMPERATURES
+from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
+from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
+from reprolib.metrics.statistics import ClusterBootstrap, Interval, holm, jackknife, permutation_test
+from reprolib.models import load_embeddings
+from reprolib.ranking import Scorer
+from reprolib.study import records
+from reprolib.study.parameters import check
+
+STUDY = "hubness"
+DIRECTIONS = ("text->image", "image->text")
+_HELD = 2**26  # entries of a float64 score matrix that may be kept for a grid search
+REPORTED = ("R@1", "R@5", "R@10", "MRR", "mAP")
+
+
+def _oriented(split: Split, direction: str) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array]:
+    """Return queries, gallery and relevance [queries, gallery] of a split in a direction."""
+    if direction == "text->image":
+        return split.text, split.image, scipy.sparse.csr_array(split.relevance.T)
+    return split.image, split.text, split.relevance
+
+
+class Side:
+    """One split seen in one direction: unit-length queries and gallery, relevance, ids and clusters."""
+
+    def __init__(self, split: Split, direction: str, device: str) -> None:
+        queries, gallery, self.relevance = _oriented(split, direction)
+        self.queries = ranking.as_embeddings(queries, f"{direction} queries", device=device)
+        self.gallery = ranking.as_embeddings(gallery, f"{direction} gallery", device=device)
+        ids = (split.text_ids, split.image_ids) if direction == "text->image" else (split.image_ids, split.text_ids)
+        self.query_ids, self.gallery_ids = ids
+        by_image, by_text = split.components()
+        first = np.full(by_image.max() + 1, -1)
+        np.maximum.at(first, by_image[::-1], np.arange(len(by_image))[::-1])
+        first[by_image[::-1]] = np.arange(len(by_image))[::-1]  # the first image names its component
+        self.clusters = split.image_ids[first[by_text if direction == "text->image" else by_image]]
+
+    @cached_property
+    def _raw(self) -> Tensor:
+        return self.queries.double() @ self.gallery.double().T
+
+    def best(self, scorer: Scorer) -> np.ndarray:
+        """Return the best gallery item of every query, int64 [n]; ties by index, as everywhere.
+
+        Scorers of these very embeddings share one product, which is what makes a grid search cheap.
+        """
+        shared = scorer.queries is self.queries and scorer.gallery is self.gallery
+        if not shared or self.queries.shape[0] * self.gallery.shape[0] > _HELD:
+            return ranking.topk(scorer, 1)[:, 0]
+        scores = self._raw
+        if scorer.transform is not None:
+            scores = scorer.transform(scores.float(), slice(0, len(scores)))
+        elif scorer.bias is not None:
+            scores = scores - (scorer.bias if scorer.state is None else scorer.bias[scorer.state])
+        return scores.float().cpu().numpy().argmax(1)
+
+    def hits(self, scorer: Scorer) -> np.ndarray:
+        """Return for every query whether its best item is relevant, float64 [n]."""
+        best = self.best(scorer)
+        return np.asarray(self.relevance[np.arange(len(best)), best], dtype=np.float64).ravel()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One replicate in one direction: where to learn (banks), tune (validation) and report (test)."""
+
+    direction: str
+    label: str
+    validation: Side
+    test: Side
+    query_bank: Bank
+    gallery_bank: Bank
+
+    def fit(
+        self, side: Side, method: str, parameters: Mapping[str, Any], banks: tuple[Bank, Bank] | None = None
+    ) -> Scorer:
+        """Return method's scorer for one side, with these banks or others."""
+        query_bank, gallery_bank = banks or (self.query_bank, self.gallery_bank)
+        return fit(
+            method,
+            side.queries,
+            side.gallery,
+            query_bank=query_bank,
+            gallery_bank=gallery_bank,
+            normalize=False,  # already of unit length; the same tensors let banks keep their reductions
+            **parameters,
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A method on the test split of every replicate, queries pooled."""
+
+    values: dict[str, np.ndarray]
+    topk: list[np.ndarray]
+
+
+def _banks(split: Split, direction: str, device: str) -> tuple[Bank, Bank]:
+    queries, gallery, _ = _oriented(split, direction)
+    return (
+        Bank(ranking.as_embeddings(queries, "query bank", device=device), "query bank"),
+        Bank(ranking.as_embeddings(gallery, "gallery bank", device=device), "gallery bank"),
+    )
+
+
+def _subset(split: Split, share: float, seed: int) -> Split:
+    """Return a random share of a split by component: items that belong together stay together."""
+    labels, _ = split.components()
+    names = np.unique(labels)
+    chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
+    return split.take(np.flatnonzero(np.isin(labels, chosen)))
+
+
+@dataclass
+class Study:
+    """The study on one dataset; every public method returns a table for the notebook and keeps its records.
+
+    Parameters are those of the notebook's parameters cell, which documents them. Raises InputError for a name or a
+    value that is not valid (with the nearest valid names) and DataUnavailable if the data is not at hand.
+    """
+
+    dataset: str = "glyphs"
+    model: str | None = None
+    embeddings: str | None = None
+    directions: Sequence[str] = DIRECTIONS
+    methods: Sequence[str] = tuple(CATALOGUE)
+    bank_source: str = "train"
+    bank_share: float = 0.2
+    validation_share: float = 0.2
+    n_splits: int = 5
+    other_bank: str | None = None
+    betas: Sequence[float] = TEMPERATURES
+    gallery_betas: Sequence[float] = GALLERY_TEMPERATURES
+    bank_sizes: Sequence[float] = (0.02, 0.1, 0.3, 1.0)
+    gallery_sizes: Sequence[float] = (0.25, 0.5, 1.0)
+    k: int = 10
+    n_bootstrap: int = 2000
+    n_permutations: int = 9999
+    seed: int = 0
+    device: str = "cpu"
+    mirror: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "methods", "betas", "gallery_betas", "bank_sizes", "gallery_sizes"):
+            setattr(self, name, list(getattr(self, name)))
+        check({name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rows"})
+        for name in ("directions", "methods", "betas", "bank_sizes", "gallery_sizes"):
+            if not getattr(self, name):
+                raise InputError(f"parameter {name} is empty; name at least one")
+        self.methods = list(dict.fromkeys(["none", *self.methods]))
+        self.data = load_embeddings(
+            self.dataset,
+            self.model,
+            embeddings=self.embeddings,
+            bank_share=self.bank_share,
+            validation_share=self.validation_share,
+            bank_source=self.bank_source,
+            n_splits=self.n_splits,
+            seed=self.seed,
+            device=self.device,
+            mirror=self.mirror,
+        )
+        self.bank = self.data.replicates[0].bank_source
+        self.tasks = {
+            direction: [
+                Task(
+                    direction,
+                    replicate.label,
+                    Side(replicate.validation, direction, self.device),
+                    Side(replicate.test, direction, self.device),
+                    *_banks(replicate.bank, direction, self.device),
+                )
+                for replicate in self.data.replicates
+            ]
+            for direction in self.directions
+        }
+        smallest = min(len(task.test.gallery) for tasks in self.tasks.values() for task in tasks)
+        if self.k > smallest:
+            raise InputError(f"parameter k = {self.k} exceeds the smallest test gallery, {smallest} items")
+        self.tuned: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._measured: dict[tuple, Measurement] = {}
+        self._bootstraps = {
+            direction: ClusterBootstrap(self._clusters(direction), seed=self.seed, resamples=self.n_bootstrap)
+            for direction in self.directions
+        }
+
+    # --- small shared parts -------------------------------------------------------------------------------------
+
+    def _clusters(self, direction: str) -> np.ndarray:
+        return np.concatenate([task.test.clusters for task in self.tasks[direction]])
+
+    def _record(
+        self, table: str, direction: str, method: str, parameters: Any, metric: str, found: Interval, **more: Any
+    ) -> None:
+        self.rows.append(
+            {
+                "study": STUDY,
+                "dataset": self.data.name,
+                "model": self.data.model,
+                "direction": direction,
+                "method": method,
+                "parameters": _shown(parameters),
+                "bank": "none" if method == "none" else self.bank,
+                "metric": metric,
+                "value": found.value,
+                "ci_low": found.low,
+                "ci_high": found.high,
+                "n": len(self._clusters(direction)),
+                "table": table,
+            }
+            | more
+        )
+
+    def table(self, *tables: str) -> pd.DataFrame:
+        """Return the records so far (of these tables), one row each."""
+        rows = [row for row in self.rows if not tables or row["table"] in tables]
+        return pd.DataFrame(rows)
+
+    def _grid(self, method: str, task: Task) -> list[dict[str, Any]]:
+        """Return the candidates of a method; temperatures come from ``betas`` for every method alike."""
+        own = CATALOGUE[method].grid
+        shared: dict[str, Sequence[Any]] = {
+            "beta": self.betas,
+            "query_beta": self.betas,
+            "gallery_beta": self.gallery_betas,
+            "tau": [1 / beta for beta in self.betas if beta >= 5],
+            "k": [k for k in own.get("k", ()) if k <= len(task.query_bank)],
+            "pool_rate": [
+                rate
+                for rate in own.get("pool_rate", ())
+                if rate * min(len(task.query_bank), len(task.gallery_bank)) >= 1
+            ],
+        }
+        values = [shared.get(name, choices) for name, choices in own.items()]
+        return [dict(zip(own, combination, strict=True)) for combination in itertools.product(*values)]
+
+    def _warm(self, task: Task, side: Side) -> None:
+        """Let the banks compute in one pass what the grids will ask for."""
+        if {"is", "dis", "dual-is", "dual-dis"} & set(self.methods):
+            task.query_bank.logsumexps(side.gallery, self.betas)
+        if {"dual-is", "dual-dis"} & set(self.methods):
+            task.gallery_bank.logsumexps(side.gallery, self.gallery_betas)
+        if {"csls", "nnn"} & set(self.methods):
+            task.query_bank.top_mean(side.gallery, 1, most=max(CATALOGUE["nnn"].grid["k"]))
+
+    # --- the protocol -------------------------------------------------------------------------------------------
+
+    def overview(self) -> pd.DataFrame:
+        """Return the sizes of every part, per direction and replicate."""
+        return pd.DataFrame(
+            [
+                {
+                    "direction": direction,
+                    "split": task.label,
+                    "test queries": len(task.test.queries),
+                    "test gallery": len(task.test.gallery),
+                    "validation queries": len(task.validation.queries),
+                    "query bank": len(task.query_bank),
+                    "gallery bank": len(task.gallery_bank),
+                    "bank": self.bank,
+                }
+                for direction, tasks in self.tasks.items()
+                for task in tasks
+            ]
+        )
+
+    def tune(self) -> pd.DataFrame:
+        """Choose every method's parameters by R@1 on validation; ties go to the first of the grid."""
+        jobs = [(d, task, m) for d, tasks in self.tasks.items() for task in tasks for m in self.methods]
+        shown = []
+        for direction, task, method in tqdm(jobs, desc="tuning on validation", leave=False):
+            self._warm(task, task.validation)
+            candidates = self._grid(method, task)
+            if not candidates:
+                raise InputError(f"{method}: the {self.bank} bank is too small for every value of its grid")
+            recall = [task.validation.hits(task.fit(task.validation, method, p)).mean() for p in candidates]
+            best = int(np.argmax(recall))
+            self.tuned.setdefault((direction, method), []).append(candidates[best])
+            shown.append(
+                {
+                    "direction": direction,
+                    "method": method,
+                    "candidates": len(candidates),
+                    "chosen": _shown([candidates[best]]),
+                    "validation R@1": recall[best],
+                }
+            )
+        frame = pd.DataFrame(shown)
+        keys = ["direction", "method"]
+        rows = frame.groupby(keys, sort=False)["validation R@1"].mean().reset_index()
+        rows.insert(2, "candidates", frame.groupby(keys, sort=False)["candidates"].max().to_numpy())
+        rows.insert(3, "chosen", [_words(_shown(self.tuned[tuple(key)])) for key in rows[keys].to_numpy()])
+        return rows
+
+    def measure(
+        self, direction: str, method: str, parameters: Sequence[Mapping[str, Any]] | None = None
+    ) -> Measurement:
+        """Rank the test split of every replicate with the tuned (or other) parameters, one mapping per replicate."""
+        parameters = self.tuned[direction, method] if parameters is None else parameters
+        key = (direction, method, json.dumps(parameters))
+        if key not in self._measured:
+            values, top = [], []
+            for task, chosen in zip(self.tasks[direction], parameters, strict=True):
+                result = ranking.rank(task.fit(task.test, method, chosen), task.test.relevance, self.k)
+                values.append(query_values(result))
+                top.append(result.topk)
+            pooled = {name: np.concatenate([v[name] for v in values]) for name in values[0]}
+            self._measured[key] = Measurement(pooled, top)
+        return self._measured[key]
+
+    def evaluate(self) -> pd.DataFrame:
+        """Report every tuned method once on the test split, with 95 % intervals; return the main table."""
+        for direction, method in tqdm(list(itertools.product(self.directions, self.methods)), desc="test", leave=False):
+            found, bootstrap = self.measure(direction, method), self._bootstraps[direction]
+            intervals = {
+                name: bootstrap.mean(values) for name, values in found.values.items() if not name.startswith("rank")
+            }
+            intervals["mean rank"] = bootstrap.mean(found.values["rank"])
+            intervals["median rank"] = bootstrap.median(found.values["rank"])
+            intervals |= self._hubness(direction, found.topk)
+            for metric, interval in intervals.items():
+                self._record("main", direction, method, self.tuned[direction, method], metric, interval)
+        return self.table("main")
+
+    def _hubness(self, direction: str, top: list[np.ndarray]) -> dict[str, Interval]:
+        sizes = [len(task.test.gallery) for task in self.tasks[direction]]
+        ends = np.cumsum([0] + [len(t) for t in top])
+
+        def statistic(mask: np.ndarray) -> dict[str, float]:
+            found = []
+            for lists, size, start, stop in zip(top, sizes, ends[:-1], ends[1:], strict=True):
+                counts = k_occurrence(lists[mask[start:stop]], size)
+                released = hubness_of_counts(counts, retrieved_only=True)["skewness"]
+                found.append(hubness_of_counts(counts) | {"skewness, retrieved items only": released})
+            return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+
+        return jackknife(statistic, self._clusters(direction), seed=self.seed)
+
+    def _difference(self, direction: str, one: Measurement, other: Measurement) -> tuple[Interval, float]:
+        difference = one.values["R@1"] - other.values["R@1"]
+        p = permutation_test(difference, self._clusters(direction), seed=self.seed, permutations=self.n_permutations)
+        return self._bootstraps[direction].mean(difference), p
+
+    def compare(self) -> pd.DataFrame:
+        """Compare R@1 of every method with ``none`` and with tuned ``is``: paired, Holm within each comparison."""
+        references = [name for name in ("none", "is") if name in self.methods]
+        for direction, reference in itertools.product(self.directions, references):
+            others = [name for name in self.methods if name not in ("none", reference)]
+            base = self.measure(direction, reference)
+            found = [self._difference(direction, self.measure(direction, name), base) for name in others]
+            for name, (interval, p), corrected in zip(others, found, holm([p for _, p in found]), strict=True):
+                self._record(
+                    "difference", direction, name, self.tuned[direction, name], "R@1 difference", interval,
+                    reference=reference, p_value=p, p_holm=float(corrected),
+                )  # fmt: skip
+        return self.table("difference")
+
+    def question(self) -> pd.DataFrame:
+        """Split DualIS's gain over ``none`` into steps: IS as released, its temperature, the gallery bank."""
+        for direction in self.directions:
+            n = len(self.tasks[direction])
+            steps = [
+                ("none", "none", None),
+                ("IS, beta 20 (as released)", "is", [{"beta": 20.0}] * n),
+                ("IS, tuned", "is", None),
+                ("DualIS, tuned", "dual-is", None),
+            ]
+            found = [self.measure(direction, method, chosen) for _, method, chosen in steps]
+            pairs = [(1, 0), (2, 1), (3, 2), (3, 0)]
+            results = [self._difference(direction, found[a], found[b]) for a, b in pairs]
+            for (a, b), (interval, p), corrected in zip(pairs, results, holm([p for _, p in results]), strict=True):
+                method, chosen = steps[a][1], steps[a][2] or self.tuned[direction, steps[a][1]]
+                self._record(
+                    "question", direction, method, chosen, f"R@1 difference: {steps[a][0]} - {steps[b][0]}", interval,
+                    reference=steps[b][1], p_value=p, p_holm=float(corrected),
+                )  # fmt: skip
+        return self.table("question")
+
+    def answer(self) -> str:
+        """Say in words, per direction, what ``question`` found about tuned DualIS against tuned IS."""
+        lines = []
+        for row in self.table("question").to_dict("records"):
+            if not row["metric"].endswith("DualIS, tuned - IS, tuned"):
+                continue
+            low, high = 100 * row["ci_low"], 100 * row["ci_high"]
+            verdict = (
+                "the gallery bank adds recall beyond temperature"
+                if low > 0
+                else "the gallery bank costs recall"
+                if high < 0
+                else "no difference was found, and the interval says how large one could still be"
+            )
+            lines.append(
+                f"- **{row['dataset']}, {row['direction']}**: tuned DualIS minus tuned IS is "
+                f"{100 * row['value']:+.2f} points of R@1 (95 % interval {low:+.2f} to {high:+.2f}, "
+                f"Holm p = {row['p_holm']:.3g}): {verdict}."
+            )
+        return "\n".join(lines)
+
+    # --- ablations: R@1 on the test split, other parameters as tuned --------------------------------------------
+
+    def _ablate(
+        self, table: str, direction: str, method: str, point: Mapping[str, Any], hits: Iterable[np.ndarray], **more: Any
+    ) -> None:
+        interval = self._bootstraps[direction].mean(np.concatenate(list(hits)))
+        self._record(table, direction, method, dict(point), "R@1", interval, **more)
+
+    def temperature(self) -> pd.DataFrame:
+        """R@1 against the temperature of each method that has one, at its tuned other parameters."""
+        for direction, method in itertools.product(self.directions, self.methods):
+            name = next((n for n in ("beta", "query_beta") if n in CATALOGUE[method].grid), None)
+            if name is None:
+                continue
+            tuned = self.tuned[direction, method]
+            for beta in self.betas:
+                hits = [
+                    task.test.hits(task.fit(task.test, method, {**chosen, name: beta}))
+                    for task, chosen in zip(self.tasks[direction], tuned, strict=True)
+                ]
+                self._ablate("temperature", direction, method, _shown(tuned) | {name: beta}, hits)
+        return self.table("temperature")
+
+    def _chosen(self, *names: str) -> list[str]:
+        return [name for name in names if name in self.methods]
+
+    def bank_size(self, draws: int = 3) -> pd.DataFrame:
+        """R@1 against the size of the bank: random shares of it, hits averaged over ``draws`` draws."""
+        for direction, method, share in itertools.product(
+            self.directions, self._chosen("is", "dual-is", "nnn", "invgc"), self.bank_sizes
+        ):
+            hits, sizes = [], []
+            for number, (task, chosen) in enumerate(
+                zip(self.tasks[direction], self.tuned[direction, method], strict=True)
+            ):
+                each = []
+                for draw in range(draws if share < 1 else 1):
+                    bank = self.data.replicates[number].bank
+                    part = bank if share >= 1 else _subset(bank, share, self.seed + draw)
+                    banks = _banks(part, direction, self.device)
+                    fitting = chosen | ({"k": min(chosen["k"], len(banks[0]))} if "k" in chosen else {})
+                    each.append(task.test.hits(task.fit(task.test, method, fitting, banks)))
+                    sizes.append(len(banks[0]))
+                hits.append(np.mean(each, axis=0))
+            self._ablate("bank_size", direction, method, {"bank_size": round(float(np.mean(sizes)))}, hits)
+        return self.table("bank_size")
+
+    def bank_sources(self) -> pd.DataFrame:
+        """R@1 with other banks at the tuned parameters; for DualIS also with one bank alone, tuned for that."""
+        sources: dict[str, list[Split]] = {self.bank: [r.bank for r in self.data.replicates]}
+        if not self.bank.startswith("validation"):
+            sources["validation"] = [r.validation for r in self.data.replicates]
+        if self.other_bank:
+            other = (
+                load_embeddings(self.other_bank, mirror=self.mirror, device=self.device)
+                if not Path(self.other_bank).is_file()
+                else load_embeddings(self.dataset, embeddings=self.other_bank, device=self.device)
+            )
+            width = other.replicates[0].bank.image.shape[1]
+            if width != self.data.replicates[0].test.image.shape[1]:
+                raise InputError(f"other_bank {self.other_bank} has embeddings of width {width}, the dataset others")
+            sources[f"other: {other.name}"] = [other.replicates[0].bank] * len(self.data.replicates)
+        for (source, splits), direction in itertools.product(sources.items(), self.directions):
+            for method in self._chosen("is", "dis", "dual-is", "nnn"):
+                hits = []
+                for task, chosen, split in zip(
+                    self.tasks[direction], self.tuned[direction, method], splits, strict=True
+                ):
+                    banks = _banks(split, direction, self.device)
+                    fitting = chosen | ({"k": min(chosen["k"], len(banks[0]))} if "k" in chosen else {})
+                    hits.append(task.test.hits(task.fit(task.test, method, fitting, banks)))
+                self._ablate("bank_source", direction, method, self.tuned[direction, method][0], hits, bank=source)
+        for direction in self.directions if "dual-is" in self.methods else ():
+            for source, name, off in (("query bank only", "query_beta", "gallery_beta"),
+                                      ("gallery bank only", "gallery_beta", "query_beta")):  # fmt: skip
+                hits, point = [], {}
+                for task in self.tasks[direction]:
+                    candidates = [{name: beta, off: 0.0} for beta in self.betas]
+                    recall = [task.validation.hits(task.fit(task.validation, "dual-is", c)).mean() for c in candidates]
+                    point = candidates[int(np.argmax(recall))]
+                    hits.append(task.test.hits(task.fit(task.test, "dual-is", point)))
+                self._ablate("bank_source", direction, "dual-is", point, hits, bank=source)
+        return self.table("bank_source")
+
+    def gallery_size(self) -> pd.DataFrame:
+        """R@1 with a random share of the test items (an item stays with all that is relevant to it)."""
+        for direction, share in itertools.product(self.directions, self.gallery_sizes):
+            sides = [
+                Side(r.test if share >= 1 else _subset(r.test, share, self.seed), direction, self.device)
+                for r in self.data.replicates
+            ]
+            clusters = np.concatenate([side.clusters for side in sides])
+            bootstrap = ClusterBootstrap(clusters, seed=self.seed, resamples=self.n_bootstrap)
+            size = round(float(np.mean([len(side.gallery) for side in sides])))
+            for method in self._chosen("none", "is", "dual-is", "nnn"):
+                jobs = zip(self.tasks[direction], sides, self.tuned[direction, method], strict=True)
+                hits = np.concatenate([side.hits(task.fit(side, method, chosen)) for task, side, chosen in jobs])
+                self._record(
+                    "gallery_size", direction, method, {"gallery_size": size}, "R@1", bootstrap.mean(hits), n=len(hits)
+                )
+        return self.table("gallery_size")
+
+    def neighbours(self) -> pd.DataFrame:
+        """R@1 of nnn and csls against their number of neighbours k."""
+        for direction, method in itertools.product(self.directions, self._chosen("csls", "nnn")):
+            limit = min(len(task.query_bank) for task in self.tasks[direction])
+            for k in (k for k in CATALOGUE[method].grid["k"] if k <= limit):
+                jobs = zip(self.tasks[direction], self.tuned[direction, method], strict=True)
+                hits = [task.test.hits(task.fit(task.test, method, {**chosen, "k": k})) for task, chosen in jobs]
+                self._ablate("k", direction, method, {"k": k}, hits)
+        return self.table("k")
+
+    def rates(self) -> pd.DataFrame:
+        """R@1 of invgc and invgc-localadj against their rates (both equal) and pool; pool 1 is the dense graph."""
+        for direction, method in itertools.product(self.directions, self._chosen("invgc", "invgc-localadj")):
+            grid = CATALOGUE[method].grid
+            pools = sorted(
+                {p["pool_rate"] for t in self.tasks[direction] for p in self._grid(method, t) if "pool_rate" in p}
+            )
+            for pool, rate in itertools.product(pools or [None], grid["rate_gallery"]):
+                point = {"rate_gallery": rate, "rate_query": rate} | ({"pool_rate": pool} if pool else {})
+                hits = [task.test.hits(task.fit(task.test, method, point)) for task in self.tasks[direction]]
+                self._ablate("invgc", direction, method, point, hits)
+        return self.table("invgc")
+
+    # --- artefacts ----------------------------------------------------------------------------------------------
+
+    def occurrences(self) -> pd.DataFrame:
+        """Return N_k of every gallery item, per direction, method and replicate."""
+        parts = []
+        for direction, method in itertools.product(self.directions, self.methods):
+            for task, top in zip(self.tasks[direction], self.measure(direction, method).topk, strict=True):
+                counts = k_occurrence(top, len(task.test.gallery))
+                parts.append(pd.DataFrame({
+                    "direction": direction, "method": method, "replicate": task.label,
+                    "gallery_id": task.test.gallery_ids, "n_k": counts,
+                }))  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
+
+    def hubs(self, after: str = "is", number: int = 10, queries: int = 12) -> pd.DataFrame:
+        """Return the largest hubs of the first replicate with the first queries they attract, before and after."""
+        rows = []
+        for direction, (when, method) in itertools.product(self.directions, (("before", "none"), ("after", after))):
+            task, top = self.tasks[direction][0], self.measure(direction, method).topk[0]
+            counts = k_occurrence(top, len(task.test.gallery))
+            for place, hub in enumerate(np.argsort(-counts, kind="stable")[:number], start=1):
+                attracted = np.flatnonzero((top == hub).any(1))[:queries]
+                relevant = np.asarray(task.test.relevance[attracted, np.full(len(attracted), hub)]).ravel()
+                rows.append({
+                    "direction": direction, "when": when, "method": method, "hub": place,
+                    "gallery_id": str(task.test.gallery_ids[hub]), "n_k": int(counts[hub]),
+                    "query_ids": [str(q) for q in task.test.query_ids[attracted]],
+                    "correct": [bool(value) for value in relevant],
+                })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def per_query(self) -> pd.DataFrame:
+        """Return rank, hits and average precision of every test query, per direction, method and replicate."""
+        parts = []
+        for direction, method in itertools.product(self.directions, self.methods):
+            found, tasks = self.measure(direction, method), self.tasks[direction]
+            parts.append(pd.DataFrame({
+                "direction": direction, "method": method,
+                "replicate": np.repeat([t.label for t in tasks], [len(t.test.queries) for t in tasks]),
+                "query_id": np.concatenate([t.test.query_ids for t in tasks]),
+                "cluster": self._clusters(direction), **found.values,
+            }))  # fmt: skip
+        return pd.concat(parts, ignore_index=True)
+
+    def show(self, name: str, drawing: Any) -> Any:
+        """Save a figure under ``figures/`` of the run and return it for display."""
+        drawing.save(records.run_directory(STUDY) / "figures", name)
+        return drawing
+
+    def save(self) -> Path:
+        """Write all artefacts of the study into the run's folder and return it."""
+        folder = records.run_directory(STUDY)
+        records.save(self.rows, folder)
+        self.per_query().to_parquet(folder / "per_query.parquet")
+        self.occurrences().to_parquet(folder / "occurrences.parquet")
+        self.hubs(after="is" if "is" in self.methods else self.methods[-1]).to_parquet(folder / "hubs.parquet")
+        (folder / "identities.json").write_text(
+            json.dumps({f"{self.data.name} with {self.data.model}": self.data.identity})
+        )
+        return folder
+
+
+def _shown(parameters: Any) -> dict[str, Any]:
+    """Return one mapping for the parameters of all replicates: a value where they agree, else the list of them."""
+    if isinstance(parameters, Mapping):
+        return dict(parameters)
+    return {
+        name: parameters[0][name] if len({p[name] for p in parameters}) == 1 else [p[name] for p in parameters]
+        for name in parameters[0]
+    }
+
+
+def _words(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parameters.items()) or "-"
