@@ -25,7 +25,7 @@ from reprolib.errors import InputError
 
 BLOCK_BYTES = 16 * 2**20  # one float32 block of scores; small enough for a last-level cache
 _UNIT = 2.0**-24  # unit round-off of float32
-_PAIR_CHUNK = 2**22  # elements gathered at a time when single pairs are scored
+_PAIR_CHUNK = 2**18  # elements gathered at a time when single pairs are scored: they stay in cache
 
 ArrayLike = np.ndarray | Tensor
 Relevance = np.ndarray | Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | list
@@ -47,9 +47,10 @@ def as_embeddings(
     if not tensor.is_floating_point():
         raise InputError(f"{name}: expected floating-point embeddings, got {tensor.dtype}")
     norms = torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float64)
-    if not bool(torch.isfinite(norms).all()):
-        row = int((~torch.isfinite(norms)).nonzero()[0])
-        raise InputError(f"{name}: row {row} holds NaN or infinity; every value must be finite")
+    finite = norms <= torch.finfo(torch.float32).max  # False for NaN too
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise InputError(f"{name}: row {row} holds NaN or infinity (in float32); every value must be finite")
     if normalize and not bool((norms > 0).all()):
         row = int((norms == 0).nonzero()[0])
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
@@ -72,11 +73,9 @@ def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.
     if isinstance(relevance, list | tuple):
         if len(relevance) != n_queries:
             raise InputError(f"relevance lists {len(relevance)} queries, but there are {n_queries}")
-        columns = [np.unique(np.asarray(items, dtype=np.int64)) for items in relevance]
+        columns = [np.unique(_indices(items, query, n_gallery)) for query, items in enumerate(relevance)]
         indptr = np.concatenate([[0], np.cumsum([len(c) for c in columns])])
         indices = np.concatenate(columns) if columns else np.empty(0, np.int64)
-        if len(indices) and (indices.min() < 0 or indices.max() >= n_gallery):
-            raise InputError(f"relevance names gallery item {int(indices.max())}, but there are {n_gallery}")
         matrix = scipy.sparse.csr_array((np.ones(len(indices), bool), indices, indptr), shape=(n_queries, n_gallery))
     elif scipy.sparse.issparse(relevance):
         matrix = scipy.sparse.csr_array(relevance).astype(bool)
@@ -91,6 +90,17 @@ def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.
     if len(empty):
         raise InputError(f"relevance: query {int(empty[0])} has no relevant gallery item ({len(empty)} such queries)")
     return matrix
+
+
+def _indices(items: object, query: int, n_gallery: int) -> np.ndarray:
+    """Return one query's list of relevant gallery items as int64, after checking it."""
+    indices = np.atleast_1d(np.asarray(items))
+    if indices.size and indices.dtype.kind not in "iu":
+        raise InputError(f"relevance: query {query} lists {indices.dtype} values instead of indices of gallery items")
+    wrong = indices[(indices < 0) | (indices >= n_gallery)]
+    if len(wrong):
+        raise InputError(f"relevance: query {query} names gallery item {int(wrong[0])}, but there are {n_gallery}")
+    return indices.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +159,12 @@ class Scorer:
         """Return the canonical scores of ``rows``, float32 [b, m]: one float64 product, rounded once."""
         scores = self.queries[rows].double() @ self.gallery.double().T
         if self.transform is not None:
-            return self.transform(scores.float(), rows)
+            scores = self.transform(scores.float(), rows)
+            broken = scores.isnan().any(1)
+            if bool(broken.any()):
+                row = rows.start + int(broken.nonzero()[0])
+                raise InputError(f"the scores of query {row} hold NaN and cannot be ranked (an overflow, as a rule)")
+            return scores
         if self.bias is not None:
             bias = self.bias.double()
             scores -= bias[0] if self.state is None else bias[self.state[rows]]
@@ -218,6 +233,8 @@ class _Side:
     def __init__(self, scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, axis: int) -> None:
         n, m = scorer.shape if axis == 1 else scorer.shape[::-1]
         device = scorer.queries.device
+        if k < 0:
+            raise InputError(f"k = {k} is below 0; there is no such number of best items")
         self.axis, self.n, self.scorer = axis, n, scorer
         self.k = min(k, m if scorer.exclude is None else m - 1)
         self.relevance = relevance
@@ -252,7 +269,7 @@ class _Side:
             bound = torch.full((len(target),), torch.inf, device=target.device)
         cut = torch.minimum(target.amin(1) - error, bound) if target.shape[1] else bound
         mask = scores >= (cut[:, None] if self.axis == 1 else cut)
-        flat = mask.view(-1).nonzero().squeeze(1)
+        flat = _true_entries(mask.view(-1))
         value = scores.view(-1)[flat]
         row = torch.div(flat, scores.shape[1], rounding_mode="floor")
         column = flat - row * scores.shape[1]
@@ -282,7 +299,7 @@ class _Side:
             target = self.target[items, slot][item]
             difference = value - target
             self.above[items, slot] += torch.bincount(item[difference > error], minlength=size)
-            near = (difference.abs() <= error).nonzero().squeeze(1)
+            near = (~(difference.abs() > error)).nonzero().squeeze(1)  # infinity less infinity is NaN, and near
             if not len(near):
                 continue
             who, other = item[near] + items.start, rival[near]
@@ -304,7 +321,7 @@ class _Side:
         """Return the k best rivals of each item from the candidates; near ties are settled by canonical scores."""
         item, rival, value = (torch.cat(parts) for parts in zip(*self.candidates, strict=True))
         exact = self.scorer.transform is not None
-        order = _lexsort(item, -value, rival)
+        order = _best_first(item, value)  # stable, and candidates arrive in the order of their rivals
         item, rival, value = item[order], rival[order], value[order]
         start = torch.searchsorted(item, torch.arange(self.n, device=item.device))
         place = torch.arange(len(item), device=item.device) - start[item]
@@ -318,7 +335,10 @@ class _Side:
             pair = (item[rescored], rival[rescored])
             value = torch.where(contested[item] & ~possible, -torch.inf, value)
             value[rescored] = self.scorer.pairs(*(pair if self.axis == 1 else pair[::-1]))
-            order = _lexsort(item, -value, rival)
+            arrived = torch.empty_like(order)
+            arrived[order] = torch.arange(len(order), device=order.device)
+            item, rival, value = item[arrived], rival[arrived], value[arrived]
+            order = _best_first(item, value)
             item, rival = item[order], rival[order]
         return rival[place < self.k].view(self.n, self.k)
 
@@ -329,12 +349,19 @@ class _Side:
         return Ranking(self.relevance, *(c[pick].cpu().numpy() for c in columns), best.cpu().numpy())
 
 
-def _lexsort(*keys: Tensor) -> Tensor:
-    """Return the order that sorts by the first key, then the second, ...; stable."""
-    order = torch.argsort(keys[-1], stable=True)
-    for key in reversed(keys[:-1]):
-        order = order[torch.argsort(key[order], stable=True)]
-    return order
+def _true_entries(mask: Tensor) -> Tensor:
+    """Return where a sparse mask [n] holds, ascending; it is searched eight entries at a time."""
+    body = len(mask) // 8 * 8
+    words = mask[:body].view(torch.int64).nonzero().squeeze(1)
+    inside = mask[:body].view(-1, 8)[words].nonzero()
+    return torch.cat([8 * words[inside[:, 0]] + inside[:, 1], mask[body:].nonzero().squeeze(1) + body])
+
+
+def _best_first(item: Tensor, value: Tensor) -> Tensor:
+    """Return the stable order by item, then from the highest value: one sort of both, packed into an integer."""
+    bits = (value + 0.0).view(torch.int32)  # + 0.0: minus zero equals zero
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    return torch.argsort((item << 32) + (0x7FFFFFFF - ascending.long()), stable=True)
 
 
 def rank(

@@ -80,12 +80,13 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"pool_rate = {pool_rate!r} of a {bank.name} of {len(bank)} items is a pool of {pool}; "
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
-    out = torch.empty_like(gallery)
+    out, exact = torch.empty_like(gallery), bank.embeddings.double()
     for rows in ranking.blocks(len(gallery), len(bank), bank.block_bytes // 2):
-        weights = gallery[rows] @ bank.embeddings.T
+        # float64 products: in float32 the shape of the block decides the last digit, and with it the pool
+        weights = (gallery[rows].double() @ exact.T).float().double()
         top = weights.topk(pool, dim=1)
         local = torch.zeros_like(weights).scatter_(1, top.indices, top.values)
-        out[rows] = local @ bank.embeddings / pool
+        out[rows] = (local @ exact / pool).float()
     return out
 
 

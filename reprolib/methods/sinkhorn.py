@@ -26,11 +26,13 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
         raise InputError(f"iterations = {iterations!r} is not an integer of at least 0")
     if iterations == 0:
         return tau * bank.logsumexp(targets, 1 / tau)
+    exact = targets.double()
     log_u = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
     for _ in range(iterations):
         received = torch.zeros_like(log_u)
         for rows in ranking.blocks(len(bank), len(targets), bank.block_bytes // 2):
-            kernel = (bank.embeddings[rows] @ targets.T).double().div_(tau).add_(log_u)
+            # a float64 product: in float32 the shape of the block decides the last digit, and a rank with it
+            kernel = (bank.embeddings[rows].double() @ exact.T).div_(tau).add_(log_u)
             received += kernel.softmax(1).sum(0)
         log_u -= torch.log(received * (len(targets) / len(bank)))
     return -tau * log_u

@@ -38,7 +38,13 @@ from reprolib.study.parameters import check
 STUDY = "hubness"
 DIRECTIONS = ("text->image", "image->text")
 _HELD = 2**26  # entries of a float64 score matrix that may be kept for a grid search
-REPORTED = ("R@1", "R@5", "R@10", "MRR", "mAP")
+STEPS = (  # what DualIS's gain over no correction is made of, and what it is worth against tuned IS
+    ("IS, beta 20", "none"),
+    ("IS, tuned", "IS, beta 20"),
+    ("DualIS, tuned", "IS, tuned"),
+    ("DualIS, tuned, gallery bank on", "IS, tuned"),
+    ("DualIS, tuned", "none"),
+)
 
 
 def _oriented(split: Split, direction: str) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array]:
@@ -151,7 +157,7 @@ class Study:
     model: str | None = None
     embeddings: str | None = None
     directions: Sequence[str] = DIRECTIONS
-    methods: Sequence[str] = tuple(CATALOGUE)
+    methods: Sequence[str] | None = None
     bank_source: str = "train"
     bank_share: float = 0.2
     validation_share: float = 0.2
@@ -170,9 +176,11 @@ class Study:
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
+        self.methods = list(CATALOGUE) if self.methods is None else self.methods
         for name in ("directions", "methods", "betas", "gallery_betas", "bank_sizes", "gallery_sizes"):
             setattr(self, name, list(getattr(self, name)))
         check({name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rows"})
+        self.methods = list(CATALOGUE) if self.methods is None else self.methods
         for name in ("directions", "methods", "betas", "bank_sizes", "gallery_sizes"):
             if not getattr(self, name):
                 raise InputError(f"parameter {name} is empty; name at least one")
@@ -207,6 +215,7 @@ class Study:
         if self.k > smallest:
             raise InputError(f"parameter k = {self.k} exceeds the smallest test gallery, {smallest} items")
         self.tuned: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._searched: dict[tuple[str, str], list[list[tuple[float, dict[str, Any]]]]] = {}
         self._measured: dict[tuple, Measurement] = {}
         self._bootstraps = {
             direction: ClusterBootstrap(self._clusters(direction), seed=self.seed, resamples=self.n_bootstrap)
@@ -305,6 +314,7 @@ class Study:
             recall = [task.validation.hits(task.fit(task.validation, method, p)).mean() for p in candidates]
             best = int(np.argmax(recall))
             self.tuned.setdefault((direction, method), []).append(candidates[best])
+            self._searched.setdefault((direction, method), []).append(list(zip(recall, candidates, strict=True)))
             shown.append(
                 {
                     "direction": direction,
@@ -385,44 +395,60 @@ class Study:
         return self.table("difference")
 
     def question(self) -> pd.DataFrame:
-        """Split DualIS's gain over ``none`` into steps: IS as released, its temperature, the gallery bank."""
+        """Split DualIS's gain into steps: IS as released, its temperature, the gallery bank (free, or forced on)."""
+        if not {"is", "dual-is"} <= set(self.methods):
+            raise InputError("the question compares is with dual-is; name both in the parameter methods")
         for direction in self.directions:
-            n = len(self.tasks[direction])
-            steps = [
-                ("none", "none", None),
-                ("IS, beta 20 (as released)", "is", [{"beta": 20.0}] * n),
-                ("IS, tuned", "is", None),
-                ("DualIS, tuned", "dual-is", None),
+            released = [{"beta": 20.0}] * len(self.tasks[direction])
+            forced = [
+                max((found for found in searched if found[1]["gallery_beta"] > 0), key=lambda found: found[0])[1]
+                for searched in self._searched[direction, "dual-is"]
             ]
-            found = [self.measure(direction, method, chosen) for _, method, chosen in steps]
-            pairs = [(1, 0), (2, 1), (3, 2), (3, 0)]
-            results = [self._difference(direction, found[a], found[b]) for a, b in pairs]
-            for (a, b), (interval, p), corrected in zip(pairs, results, holm([p for _, p in results]), strict=True):
-                method, chosen = steps[a][1], steps[a][2] or self.tuned[direction, steps[a][1]]
+            systems = {
+                "none": ("none", None),
+                "IS, beta 20": ("is", released),
+                "IS, tuned": ("is", None),
+                "DualIS, tuned": ("dual-is", None),
+                "DualIS, tuned, gallery bank on": ("dual-is", forced),
+            }
+            found = {name: self.measure(direction, *system) for name, system in systems.items()}
+            results = {pair: self._difference(direction, *(found[name] for name in pair)) for pair in STEPS}
+            corrected = holm([p for _, p in results.values()])
+            for ((one, other), (interval, p)), adjusted in zip(results.items(), corrected, strict=True):
+                method, chosen = systems[one]
                 self._record(
-                    "question", direction, method, chosen, f"R@1 difference: {steps[a][0]} - {steps[b][0]}", interval,
-                    reference=steps[b][1], p_value=p, p_holm=float(corrected),
-                )  # fmt: skip
+                    "question",
+                    direction,
+                    method,
+                    chosen or self.tuned[direction, method],
+                    f"R@1 difference: {one} - {other}",
+                    interval,
+                    reference=systems[other][0],
+                    p_value=p,
+                    p_holm=float(adjusted),
+                )
         return self.table("question")
 
     def answer(self) -> str:
-        """Say in words, per direction, what ``question`` found about tuned DualIS against tuned IS."""
+        """Say in words, per direction, whether tuned DualIS gains over tuned IS."""
         lines = []
-        for row in self.table("question").to_dict("records"):
-            if not row["metric"].endswith("DualIS, tuned - IS, tuned"):
-                continue
+        rows = self.table("question")
+        for row in rows[rows["metric"] == "R@1 difference: DualIS, tuned - IS, tuned"].to_dict("records"):
+            chosen = [p["gallery_beta"] for p in self.tuned[row["direction"], "dual-is"]]
+            off = sum(beta == 0 for beta in chosen)
             low, high = 100 * row["ci_low"], 100 * row["ci_high"]
-            verdict = (
-                "the gallery bank adds recall beyond temperature"
-                if low > 0
-                else "the gallery bank costs recall"
-                if high < 0
-                else "no difference was found, and the interval says how large one could still be"
-            )
+            verdict = "no difference is established; the interval bounds how large one could be"
+            if off == len(chosen):
+                verdict = "validation switched the gallery bank off, so the two are the same method"
+            elif low > 0:
+                verdict = "the gallery bank adds recall beyond temperature"
+            elif high < 0:
+                verdict = "the gallery bank costs recall"
             lines.append(
                 f"- **{row['dataset']}, {row['direction']}**: tuned DualIS minus tuned IS is "
-                f"{100 * row['value']:+.2f} points of R@1 (95 % interval {low:+.2f} to {high:+.2f}, "
-                f"Holm p = {row['p_holm']:.3g}): {verdict}."
+                f"{100 * row['value']:+.2f} points of R@1 (95 % interval {low:+.2f} to {high:+.2f}, Holm p = "
+                f"{row['p_holm']:.3g}); validation chose gallery_beta 0 in {off} of {len(chosen)} splits. "
+                f"{verdict[0].upper()}{verdict[1:]}."
             )
         return "\n".join(lines)
 

@@ -1,0 +1,61 @@
+# make reproduce | test | lint | lab | report | lock | glyph-clip | benchmark | clean
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# One kernel at a time: it may use every core. Set OMP_NUM_THREADS to leave some to others.
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: reproduce report test lint lab lock glyph-clip benchmark install clean
+.DEFAULT_GOAL := reproduce
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+reproduce: $(STAMP)
+	$(BIN)/reprolib run hubness -p dataset glyphs --out runs/hubness-glyphs
+	$(BIN)/reprolib run hubness -p dataset coco-clip-500 --out runs/hubness-coco-clip-500 --skip-unavailable
+	$(BIN)/reprolib report --out report/index.html
+
+report: $(STAMP)
+	$(BIN)/reprolib report --out report/index.html
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(NOTEBOOKS))
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# Pins are the closure that pip resolves in a fresh environment, without local version labels such as +cpu.
+# torch is held: it is the dependency that moves the results, and its newest release need not have a CPU build.
+TORCH ?= 2.13.0
+lock:
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv "$$folder/venv"; \
+	"$$folder/venv/bin/python" -m pip install --quiet '.[test]' torch==$(TORCH); \
+	"$$folder/venv/bin/python" -m pip freeze --all --exclude reprolib --exclude pip > "$$folder/frozen"; \
+	{ echo '# Made by `make lock`: the complete environment of pyproject.toml with its `test` group.'; \
+	  sed -E 's/\+[A-Za-z0-9.]+$$//' "$$folder/frozen" | LC_ALL=C sort -f; } > "$$folder/lock"; \
+	mv "$$folder/lock" requirements.lock
+
+# Trains the embedded model again (CPU or GPU).
+glyph-clip: $(STAMP)
+	$(BIN)/reprolib run train-glyph-clip --out runs/train-glyph-clip
+
+benchmark: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+clean:
+	rm -rf runs report .cache build dist .pytest_cache .ruff_cache .hypothesis .benchmarks

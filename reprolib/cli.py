@@ -1,0 +1,246 @@
+"""The command line: `reprolib run`, `reprolib list`, `reprolib report`.
+
+Nothing heavy is imported before a verb needs it, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reprolib.errors import DataUnavailable, InputError, ReprolibError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from reprolib.study.parameters import Study
+
+app = typer.Typer(
+    help="Check what papers on cross-modal retrieval claim.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Kind(StrEnum):
+    """What `reprolib list` can show."""
+
+    studies = "studies"
+    datasets = "datasets"
+    models = "models"
+    methods = "methods"
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A study's name (see `reprolib list studies`) or a notebook.")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", metavar="NAME VALUE", help="Set a parameter; the value is YAML."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; default: runs/STUDY, or runs/STUDY-DATASET if it has one."),
+    ] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="Folder of data files, DATASET/FILE; used before the network.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Stop the whole run after so many seconds.")] = None,
+    skip_unavailable: Annotated[
+        bool, typer.Option("--skip-unavailable", help="Data that cannot be had is a notice, not an error.")
+    ] = False,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Show the study's parameters and run nothing.")
+    ] = False,
+) -> None:
+    """Execute a study with checked parameters into a run directory.
+
+    Example: reprolib run hubness -p dataset glyphs -p methods "[is, dual-is]" --out runs/mine
+    """
+    from reprolib.study.parameters import find_study
+
+    found = find_study(study)
+    if parameters:
+        _show_parameters(found)
+        return
+    values = found.resolve(_pairs(parameter or []), texts=True)
+    name = "-".join(str(part) for part in (found.name, _subject(values)) if part)
+    target = out or Path("runs") / name
+    from reprolib.study import (
+        runner,
+    )  # papermill takes a second to import: not before the parameters are right
+
+    given = {pair: values[pair] for pair in _pairs(parameter or [])}
+    try:
+        folder = runner.run(found, given, target, timeout=timeout, mirror=mirror)
+    except DataUnavailable as error:
+        if not skip_unavailable:
+            raise
+        print(f"reprolib: skipped {name}: {error}", file=sys.stderr)
+        return
+    print(f"{found.title}: {_relative(folder)}")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; default: all.")] = None,
+) -> None:
+    """Show studies, datasets (licence, size, whether present), models and methods."""
+    tables = {
+        Kind.studies: _studies,
+        Kind.datasets: _datasets,
+        Kind.models: _models,
+        Kind.methods: _methods,
+    }
+    for shown in [kind] if kind else list(Kind):
+        _print(tables[shown]())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; default: all under runs/.")] = None,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report/index.html"),
+) -> None:
+    """Build one HTML file, readable offline, from finished runs."""
+    from reprolib.study import report as page
+
+    folders = runs or page.find_runs(Path("runs"))
+    if not folders:
+        raise InputError("there is no finished run under runs/; start with `reprolib run hubness`")
+    written = page.build(folders, out)
+    count = f"{len(folders)} run{'s' if len(folders) > 1 else ''}"
+    print(f"{_relative(written)}: {count}, {written.stat().st_size / 1e6:.1f} MB")
+
+
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    """Split NAME=VALUE texts, as :func:`main` hands them on; each name may be given once."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"-p {text} lacks a value; write -p NAME VALUE")
+        if name in pairs:
+            raise InputError(f"parameter {name} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def _subject(values: dict[str, object]) -> object:
+    """Return what a run is about, for its folder's name: the embeddings' file or the dataset."""
+    embeddings = values.get("embeddings")
+    return Path(str(embeddings)).stem if embeddings else values.get("dataset")
+
+
+def _relative(path: Path) -> str:
+    path = path.resolve()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        justify = "right" if column == "size" else "left"
+        table.add_column(column, justify=justify, header_style="dim", no_wrap=column == columns[0])
+    table.padding = (0, 3, 0, 0)
+    return table
+
+
+def _show_parameters(study: Study) -> None:
+    table = _table(f"{study.name}: {study.title}", "parameter", "type", "default", "help")
+    for p in study.parameters.values():
+        table.add_row(*map(_escape, (p.name, p.text, repr(p.default), p.help)))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table, end="\n\n")
+
+
+def _escape(text: object) -> str:
+    return str(text).replace("[", r"\[")  # rich would read list[str] as mark-up
+
+
+def _studies() -> Table:
+    from reprolib.study.parameters import read_study, studies
+
+    table = _table("studies", "name", "notebook", "title")
+    for name, path in studies().items():
+        table.add_row(name, path.name, _escape(read_study(path).title))
+    return table
+
+
+def _datasets() -> Table:
+    from reprolib.loaders import datasets, load_manifest, status
+
+    table = _table("datasets", "name", "licence", "size", "present", "title")
+    for name in datasets():
+        manifest, state = load_manifest(name), status(name)
+        size = f"{state.size / 1e6:.1f} MB" if state.size else "-"
+        table.add_row(name, _escape(manifest.licence), size, _escape(state.where), _escape(manifest.title))
+    return table
+
+
+def _models() -> Table:
+    import yaml
+
+    from reprolib.paths import manifests
+    from reprolib.study.parameters import manifest_names
+
+    table = _table("models", "name", "licence", "title")
+    for name in manifest_names("models"):
+        facts = yaml.safe_load((manifests() / "models" / f"{name}.yaml").read_text(encoding="utf-8"))
+        title = facts.get("title") or facts.get("summary") or ""
+        table.add_row(name, _escape(facts.get("licence", "")), _escape(" ".join(title.split())))
+    return table
+
+
+def _methods() -> Table:
+    from reprolib.methods import catalogue
+
+    table = _table("methods", "name", "what it is")
+    for name, summary in catalogue().items():
+        table.add_row(name, _escape(summary))
+    return table
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Turn `-p NAME VALUE` into `-p NAME=VALUE`: a repeated option of typer takes one value each time."""
+    joined: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter") and (name := next(rest, None)) is not None:
+            whole = re.match(r"\w+=", name)
+            value = None if whole else next(rest, None)
+            joined.append(name if value is None else f"{name}={value}")
+    return joined
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or 1 and 2 as the error says, with one sentence on stderr."""
+    try:
+        app(args=_joined(sys.argv[1:] if arguments is None else arguments), prog_name="reprolib")
+    except ReprolibError as error:
+        print(f"reprolib: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if sentence := getattr(stop, "sentence", None):
+            print(f"reprolib: {sentence}", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""From a dataset and a model to embeddings: encoded once, kept under a key of all that decides them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from reprolib import paths
+from reprolib.errors import InputError, nearest
+from reprolib.loaders.dataset import EmbeddingData, Items, Replicate, Split, identity_of
+from reprolib.loaders.features import BANK_SOURCES, divide, load_features
+from reprolib.loaders.manifest import load_manifest
+from reprolib.loaders.store import digest, read_arrays, write_arrays
+from reprolib.models.registry import DTYPE, ModelFiles, find_model
+
+DEFAULT_MODEL = "glyph-clip"
+_log = logging.getLogger(__name__)
+
+
+class Pictures(Mapping[str, np.ndarray]):
+    """The pictures of several splits by image id, uint8 [h, w] or [h, w, 3], without a copy of them."""
+
+    def __init__(self, *parts: Items) -> None:
+        self._parts = parts
+        self._rows = {str(name): (i, row) for i, part in enumerate(parts) for row, name in enumerate(part.image_ids)}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        part, row = self._rows[str(name)]
+        return self._parts[part].images[row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def load_embeddings(
+    dataset: str,
+    model: str | None = None,
+    *,
+    embeddings: str | Path | None = None,
+    bank_share: float = 0.2,
+    validation_share: float = 0.2,
+    bank_source: str = "train",
+    n_splits: int = 5,
+    seed: int = 0,
+    device: str = "cpu",
+    mirror: str | Path | None = None,
+) -> EmbeddingData:
+    """Return the embeddings of a dataset, divided into bank, validation and test.
+
+    A dataset of raw items (``glyphs``) is encoded with ``model`` (default ``glyph-clip``) and keeps its
+    official split; its bank is a seeded ``bank_share`` of the texts of the train split with all their images.
+    ``bank_source`` "validation" uses a random half of the validation split as bank and leaves the other to
+    tune on; "transductive" uses the test split itself. A dataset of stored features, and a file of one's own
+    (``embeddings``, which wins over ``dataset``), is divided by ``reprolib.loaders.load_features``.
+
+    Raises InputError for parameters, names and files that are not valid, DataUnavailable where data or
+    weights are not at hand.
+    """
+    if embeddings is None:
+        manifest = load_manifest(dataset)
+        if manifest.kind == "items":
+            if manifest.reader != "glyphs":
+                raise InputError(f"the dataset {dataset} is listed, but nothing in this package encodes it")
+            return _glyphs(model or DEFAULT_MODEL, bank_share, bank_source, seed, device)
+        if model is not None and model != manifest.model:
+            raise InputError(f"the dataset {dataset} holds stored features of {manifest.model}: leave out the model")
+    return load_features(
+        dataset if embeddings is None else Path(embeddings),
+        bank_share=bank_share,
+        validation_share=validation_share,
+        bank_source=bank_source,
+        n_splits=n_splits,
+        seed=seed,
+        mirror=mirror,
+    )
+
+
+def _glyphs(model: str, bank_share: float, bank_source: str, seed: int, device: str) -> EmbeddingData:
+    from reprolib.loaders.glyphs import load_glyphs
+
+    if bank_source not in BANK_SOURCES:
+        raise nearest(bank_source, BANK_SOURCES, "bank source")
+    if not 0 < bank_share <= 1:
+        raise InputError(
+            f"bank_share {bank_share} is not valid: it is a share of the train split, above 0 and at most 1"
+        )
+    if seed < 0:
+        raise InputError(f"seed {seed} is not valid: seeds count from 0 upwards")
+    files = find_model(model)
+    parts = {split: load_glyphs(split) for split in ("train", "validation", "test")}
+    validation = embed(parts["validation"], files, device)
+    test = embed(parts["test"], files, device)
+    rng = np.random.default_rng(seed)
+    if bank_source == "validation":
+        bank, validation = divide(validation, [0.5], rng)
+        source = "validation, the half that is not tuned on"
+    elif bank_source == "transductive":
+        bank, source = test, "transductive: the test split itself"
+    else:
+        bank = embed(share_of_texts(parts["train"], bank_share, rng), files, device)
+        source = f"train, {100 * bank_share:g} %"
+    captions = {
+        str(name): text for part in parts.values() for name, text in zip(part.text_ids, part.texts, strict=True)
+    }
+    manifest = load_manifest("glyphs")
+    return EmbeddingData(
+        "glyphs",
+        model,
+        digest(files.identity, DTYPE, identity_of(*parts.values())),
+        (Replicate(bank, validation, test, "official split", source),),
+        tuple(manifest.known_issues),
+        manifest.licence,
+        captions,
+        Pictures(*parts.values()),
+    )
+
+
+def share_of_texts(items: Items, share: float, rng: np.random.Generator) -> Items:
+    """Return a random ``share`` (at least one) of the texts, in their order, with all the images of each."""
+    count = max(1, round(share * len(items.texts)))
+    texts = np.sort(rng.permutation(len(items.texts))[:count])
+    images = np.flatnonzero(items.relevance[:, texts].sum(axis=1) > 0)
+    return Items(
+        items.name,
+        items.split,
+        items.images[images],
+        [items.texts[row] for row in texts],
+        items.image_ids[images],
+        items.text_ids[texts],
+        items.relevance[images][:, texts],
+    )
+
+
+def embed(items: Items, model: ModelFiles, device: str = "cpu") -> Split:
+    """Return the embeddings of ``items``, from the cache if it holds them.
+
+    The key is the sha256 over the identity of the model, the dtype, and the content, order and ids of the
+    items; the file is verified on use, and one that is damaged is computed anew, with a notice.
+    """
+    key = digest(model.identity, DTYPE, identity_of(items))
+    path = paths.cache() / "embeddings" / f"{key}.safetensors"
+    arrays = read_arrays(path)
+    if arrays is None:
+        if path.exists():
+            _log.warning("the cached embeddings %s are damaged: they are computed again", path)
+        from reprolib.models.encoder import load_encoder
+
+        encoder = load_encoder(model.name, device)
+        arrays = {"image": encoder.encode_images(items.images), "text": encoder.encode_texts(items.texts)}
+        write_arrays(path, arrays)
+    return Split(arrays["image"], arrays["text"], items.relevance, items.image_ids, items.text_ids)

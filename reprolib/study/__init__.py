@@ -1,0 +1,1 @@
+"""Studies: run a notebook with checked parameters, record its provenance, report its results."""

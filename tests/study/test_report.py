@@ -1,0 +1,129 @@
+import json
+import re
+from pathlib import Path
+
+import matplotlib.figure
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from reprolib.errors import RunError
+from reprolib.study import provenance, records, report
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+HOSTILE = (
+    "<img src='https://example.org/a.png'><script src='https://example.org/a.js'></script>"
+    "<link rel='stylesheet' href='https://example.org/a.css'><b onclick='go()'>bold</b>"
+    "<p style='background: url(https://example.org/b.png)'>text</p>"
+    "<style>@import 'https://example.org/c.css';</style><table class='dataframe'><tr><td>1</td></tr></table>"
+)
+
+
+def row(**changes: object) -> dict[str, object]:
+    common = {
+        "study": "tiny", "dataset": "glyphs", "model": "glyph-clip", "direction": "text->image", "method": "is",
+        "parameters": {"beta": 20.0, "k": None}, "bank": "train, 20 %", "metric": "R@1", "value": 0.506,
+        "ci_low": 0.47, "ci_high": 0.54, "n": 1000, "table": "main",
+    }  # fmt: skip
+    return common | changes
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "hubness-glyphs"
+    (folder / "figures").mkdir(parents=True)
+    cells = [
+        nbformat.v4.new_markdown_cell(
+            "# Hubness & more\n\nIs $\\beta$ all?\n\n$$\\frac{1}{\\beta} \\log \\sum_j e^{\\beta s_j}$$\n\n"
+            "See [a paper](https://arxiv.org/abs/2310.11612).\n\n## Method\n\nBad: $\\frac{1$ and $5.\n\n"
+            "![drawn](https://example.org/d.png)"
+        ),
+        nbformat.v4.new_code_cell(
+            "1 + 1",
+            outputs=[
+                nbformat.v4.new_output("display_data", {"text/html": HOSTILE}),
+                nbformat.v4.new_output("display_data", {"image/png": PNG, "text/plain": "<Figure>"}),
+                nbformat.v4.new_output("display_data", {"application/javascript": "go()", "text/plain": "script"}),
+            ],
+        ),
+        nbformat.v4.new_markdown_cell("## Verdict\n\nIt is *not* all.", metadata={"tags": ["conclusion"]}),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_tiny.ipynb")
+    matplotlib.figure.Figure((2, 1)).savefig(folder / "figures" / "curve.png")
+    words = {"alt": "R@1 rises & falls.", "caption": "R@1 against <beta>."}
+    (folder / "figures" / "curve.json").write_text(json.dumps(words))
+    records.save(
+        [
+            row(),
+            row(metric="skewness", value=-2.2, ci_low=None, ci_high=None),
+            row(method="none", parameters={}, bank=None, value=None, ci_low=None, ci_high=None),
+            row(table="temperature", value=0.999),
+            row(table="difference", reference="none", value=-0.02, ci_low=-0.03, ci_high=-0.01, p_holm=0.0001),
+        ],
+        folder,
+    )
+    facts = {
+        "study": "tiny", "title": "Hubness & more", "notebook": {"name": "01_tiny.ipynb", "sha256": "c" * 64},
+        "parameters": {"methods": ["is"]}, "seeds": {}, "threads": 1, "code": provenance.code(),
+        "started": "2026-11-21T10:00:00+00:00", "duration_seconds": 2.5, "peak_memory_bytes": 10**9,
+    }  # fmt: skip
+    provenance.write(folder, facts)
+    return folder
+
+
+def test_page_loads_nothing_and_is_described(run: Path, tmp_path: Path) -> None:
+    again = run.with_name("hubness-again")
+    again.mkdir()
+    for path in run.rglob("*"):
+        if path.is_file():
+            target = again / path.relative_to(run)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (run.parent / ".failed").mkdir()
+    runs = report.find_runs(run.parent)
+    assert [path.name for path in runs] == ["hubness-again", "hubness-glyphs"]
+    out = report.build(runs, tmp_path / "report" / "index.html")
+    text = out.read_text(encoding="utf-8")
+    page = BeautifulSoup(text, "html.parser")
+
+    assert not page.find_all(["script", "link", "iframe"])
+    assert not re.search(r"@import|url\(", "".join(tag.get_text() for tag in page.find_all("style")))
+    for tag in page.find_all(True):
+        addresses = {name: str(value) for name, value in tag.attrs.items() if "//" in str(value)}
+        allowed = {"href"} if tag.name == "a" else {"xmlns"} if tag.name == "math" else set()
+        loaded = {name for name, value in addresses.items() if not value.startswith("data:")} - allowed
+        assert not loaded, (tag.name, addresses)
+        assert not any(name.startswith("on") for name in tag.attrs)
+    pictures = page.find_all("img")
+    assert len(pictures) == 4 and all(len(picture["alt"]) > 10 for picture in pictures)
+    assert pictures[0]["alt"] == "R@1 rises & falls."
+    identifiers = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(identifiers) == len(set(identifiers))
+    assert all(page.find(id=link["href"][1:]) for link in page.find_all("a", href=re.compile("^#")))
+    assert len(page.find_all("h1")) == 1
+    assert page.find("math") and "\\frac{1}" not in page.get_text()
+    assert len(text) < 200_000
+    assert report.build(runs, tmp_path / "again.html").read_text(encoding="utf-8") == text
+
+
+def test_page_says_what_was_found(run: Path, tmp_path: Path) -> None:
+    page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
+    main, difference = (
+        [[cell.get_text(" ") for cell in line.find_all(["th", "td"])] for line in table.find_all("tr")]
+        for table in page.select("article > .scroll > table")
+    )
+    assert main[0] == ["method", "settings", "R@1, %", "skewness"]
+    assert main[1] == ["is", "beta 20", "50.6 47.0 to 54.0", "−2.20"]
+    assert main[2] == ["none", "", "–", ""]
+    assert difference[1] == ["is", "−2.0 −3.0 to −1.0", "< 0.001"]
+    article = page.find("article").get_text(" ", strip=True)
+    assert "bank: train, 20 %" in article and "99.9" not in article
+    assert article.index("all?") < article.index("It is not all.") < article.index("Results")
+    assert "R@1 against <beta>." in article
+
+
+def test_unfinished_runs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    with pytest.raises(RunError, match="not a finished run"):
+        report.build([tmp_path / "half"], tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
