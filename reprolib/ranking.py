@@ -25,7 +25,7 @@ from reprolib.errors import InputError
 
 BLOCK_BYTES = 16 * 2**20  # one float32 block of scores; small enough for a last-level cache
 _UNIT = 2.0**-24  # unit round-off of float32
-_PAIR_CHUNK = 2**18  # elements gathered at a time when single pairs are scored: they stay in cache
+_PAIR_CHUNK = 2**18  # elements taken to float64 at a time: they stay in cache
 
 ArrayLike = np.ndarray | Tensor
 Relevance = np.ndarray | Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | list
@@ -46,7 +46,8 @@ def as_embeddings(
         raise InputError(f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise InputError(f"{name}: expected floating-point embeddings, got {tensor.dtype}")
-    norms = torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float64)
+    step = max(1, _PAIR_CHUNK // tensor.shape[1])
+    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in tensor.split(step)])
     finite = norms <= torch.finfo(torch.float32).max  # False for NaN too
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
@@ -56,12 +57,10 @@ def as_embeddings(
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
     if not normalize:
         return tensor.to(torch.float32).contiguous()
-    return torch.cat(
-        [
-            (rows.to(torch.float64) / length[:, None]).to(torch.float32)
-            for rows, length in zip(tensor.split(65536), norms.split(65536), strict=True)
-        ]
-    )
+    out = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+    for rows, length, unit in zip(tensor.split(step), norms.split(step), out.split(step), strict=True):
+        unit.copy_(rows.to(torch.float64) / length[:, None])
+    return out
 
 
 def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.sparse.csr_array:
@@ -321,7 +320,7 @@ class _Side:
         """Return the k best rivals of each item from the candidates; near ties are settled by canonical scores."""
         item, rival, value = (torch.cat(parts) for parts in zip(*self.candidates, strict=True))
         exact = self.scorer.transform is not None
-        order = _best_first(item, value)  # stable, and candidates arrive in the order of their rivals
+        order = sort_key(item, value).argsort(stable=True)  # stable, and candidates arrive in the order of their rivals
         item, rival, value = item[order], rival[order], value[order]
         start = torch.searchsorted(item, torch.arange(self.n, device=item.device))
         place = torch.arange(len(item), device=item.device) - start[item]
@@ -338,7 +337,7 @@ class _Side:
             arrived = torch.empty_like(order)
             arrived[order] = torch.arange(len(order), device=order.device)
             item, rival, value = item[arrived], rival[arrived], value[arrived]
-            order = _best_first(item, value)
+            order = sort_key(item, value).argsort(stable=True)
             item, rival = item[order], rival[order]
         return rival[place < self.k].view(self.n, self.k)
 
@@ -357,11 +356,11 @@ def _true_entries(mask: Tensor) -> Tensor:
     return torch.cat([8 * words[inside[:, 0]] + inside[:, 1], mask[body:].nonzero().squeeze(1) + body])
 
 
-def _best_first(item: Tensor, value: Tensor) -> Tensor:
-    """Return the stable order by item, then from the highest value: one sort of both, packed into an integer."""
+def sort_key(group: Tensor, value: Tensor) -> Tensor:
+    """Return int64 keys that sort by ``group`` (int, 0 <= group < 2^31), then from the highest float32 ``value``."""
     bits = (value + 0.0).view(torch.int32)  # + 0.0: minus zero equals zero
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
-    return torch.argsort((item << 32) + (0x7FFFFFFF - ascending.long()), stable=True)
+    return (group.long() << 32) + (0x7FFFFFFF - ascending.long())
 
 
 def rank(

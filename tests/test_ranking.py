@@ -116,7 +116,7 @@ cases = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=70)
 @given(cases, st.integers(0, 90), st.booleans(), st.sampled_from([1, 200, 1500, 2**24]))
 def test_ranks_and_top_k_are_those_of_the_whole_matrix(case, k, ordered, block_bytes):
     scorer = make(**case)
@@ -126,7 +126,7 @@ def test_ranks_and_top_k_are_those_of_the_whole_matrix(case, k, ordered, block_b
     np.testing.assert_array_equal(scorer.scores(block_bytes).numpy(), canonical(scorer))
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(cases, st.integers(0, 20), st.sampled_from([1, 200, 1500, 2**24]))
 def test_both_directions_come_from_one_product(case, k, block_bytes):
     case["states"] = min(case["states"], 1)
@@ -138,7 +138,7 @@ def test_both_directions_come_from_one_product(case, k, block_bytes):
     assert_agrees(backward, scores.T, relevance.T, min(k, case["n"]), False)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases, st.integers(0, 12), st.booleans())
 def test_an_excluded_item_is_dropped_before_anything_is_counted(case, k, ordered):
     case.update(m=max(2, case["m"]))
@@ -167,7 +167,7 @@ def test_the_self_match_does_not_count_as_a_retrieved_item():
         rank(Scorer(x, x, exclude=torch.arange(20)), np.eye(20, dtype=bool))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases)
 def test_the_order_of_the_gallery_matters_only_among_exact_ties(case):
     scorer = make(**case)

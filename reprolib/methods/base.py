@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +85,8 @@ class Bank:
 
         ``most`` (at least k): keep that many, so that later calls with other ``k`` up to it cost nothing.
         """
-        if not 1 <= k <= len(self):
-            raise InputError(f"k = {k} is not between 1 and the size of the {self.name}, {len(self)}")
+        if not (isinstance(k, int) and 1 <= k <= len(self)):
+            raise InputError(f"k = {k!r} is not between 1 and the size of the {self.name}, {len(self)}")
         kept = [key[1][1] for key in self._kept if key[0] == id(gallery) and key[1][0] == "top"]
         depth = max([min(most or k, len(self)), k])
         depth = next((d for d in sorted(kept) if d >= k), depth)
@@ -186,8 +187,12 @@ def fit(
     for parameter in parameters:
         if parameter not in chosen.parameters:
             raise nearest(parameter, chosen.parameters, f"parameter of {name}")
+    # numbers of a numpy grid are as good as Python's
+    parameters = {key: value.item() if isinstance(value, np.generic) else value for key, value in parameters.items()}
     q = ranking.as_embeddings(queries, "queries", normalize=normalize, device=device)
     g = ranking.as_embeddings(gallery, "gallery", normalize=normalize, device=device)
+    if q.shape[1] != g.shape[1]:
+        raise InputError(f"queries have width {q.shape[1]} and the gallery {g.shape[1]}; they must agree")
     banks: dict[str, Bank | None] = {}
     for label, given in (("query_bank", query_bank), ("gallery_bank", gallery_bank)):
         if given is None or (not isinstance(given, Bank) and len(given) == 0):
@@ -251,5 +256,5 @@ def positive(**values: float) -> None:
 def variant_of(variant: str) -> bool:
     """Return whether the released code's behaviour is asked for; raise InputError for an unknown variant."""
     if variant not in ("paper", "released"):
-        raise nearest(variant, ("paper", "released"), "variant")
+        raise nearest(str(variant), ("paper", "released"), "variant")
     return variant == "released"

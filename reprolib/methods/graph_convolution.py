@@ -74,7 +74,8 @@ def inverse_graph_convolution(
 
 def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
     """Return (1/p) sum over each item's p nearest bank items of w_j b_j, float32 [m, d]; p = int(pool_rate x size)."""
-    pool = int(pool_rate * len(bank))
+    known = isinstance(pool_rate, int | float) and math.isfinite(pool_rate)
+    pool = int(pool_rate * len(bank)) if known else 0
     if not 1 <= pool <= len(bank):
         raise InputError(
             f"pool_rate = {pool_rate!r} of a {bank.name} of {len(bank)} items is a pool of {pool}; "

@@ -46,12 +46,15 @@ def inverted_softmax(
     return Scorer(queries, gallery, centred(query_bank.logsumexp(gallery, beta) / beta)[None])
 
 
-def _gate(queries: Tensor, gallery: Tensor, bank: Bank, activation_k: int) -> Tensor:
-    """Return which queries have their best item in the bank's activation set, bool [n]."""
+def _check_activation(activation_k: int, gallery: Tensor) -> None:
     if not (isinstance(activation_k, int) and 1 <= activation_k <= len(gallery)):
         raise InputError(
             f"activation_k = {activation_k!r} is not between 1 and the size of the gallery, {len(gallery)}"
         )
+
+
+def _gate(queries: Tensor, gallery: Tensor, bank: Bank, activation_k: int) -> Tensor:
+    """Return which queries have their best item in the bank's activation set, bool [n]."""
     best = ranking.topk(Scorer(queries, gallery), 1, block_bytes=bank.block_bytes)[:, 0]
     return bank.activation_set(gallery, activation_k)[torch.as_tensor(best, device=gallery.device)]
 
@@ -81,6 +84,7 @@ def dynamic_inverted_softmax(
     The release also overwrites its input; nothing here does.
     """
     positive(beta=beta)
+    _check_activation(activation_k, gallery)
     gate = _gate(queries, gallery, query_bank, activation_k)
     lse = query_bank.logsumexp(gallery, beta)
     notes = {"share of queries corrected": float(gate.float().mean())}
@@ -176,7 +180,8 @@ def dual_dynamic_inverted_softmax(
     """
     _temperatures(query_beta, gallery_beta)
     if ungated not in ("similarity", "none"):
-        raise nearest(ungated, ("similarity", "none"), "ungated")
+        raise nearest(str(ungated), ("similarity", "none"), "ungated")
+    _check_activation(activation_k, gallery)
     if variant_of(variant):
         matrix = _released_dynamic(gallery, query_bank, gallery_bank, query_beta, gallery_beta, activation_k)
         return Scorer(gallery_bank.embeddings, gallery, transform=lambda _, rows: matrix[rows].clone())

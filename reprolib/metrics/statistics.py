@@ -106,15 +106,20 @@ def permutation_test(
 
     (b + 1) / (m + 1) with b permutations at least as extreme of m (Phipson and Smyth 2010): never 0.
     """
-    sums = np.bincount(_clusters(clusters), weights=np.asarray(differences, dtype=np.float64))
+    label, differences = _clusters(clusters), np.asarray(differences, dtype=np.float64)
+    if differences.shape != label.shape:
+        raise InputError(f"{len(differences)} values, but cluster labels for {len(label)} queries; they must agree")
+    if np.isnan(differences).any():
+        raise InputError(f"the difference of query {int(np.isnan(differences).argmax())} is NaN")
+    sums = np.bincount(label, weights=differences)
     sums = sums[sums != 0]  # a cluster without a difference says nothing either way
-    observed = abs(sums.sum())
+    least = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # an equal sum in another order of addition is as extreme
     rng = np.random.default_rng(seed)
     extreme, step = 0, max(1, _CHUNK // max(1, len(sums)))
     for start in range(0, permutations, step):
         size = min(step, permutations - start)
         signs = 2.0 * rng.integers(0, 2, size=(size, len(sums)), dtype=np.int8) - 1
-        extreme += int((np.abs((signs * sums).sum(1)) >= observed * (1 - 1e-12)).sum())
+        extreme += int((np.abs((signs * sums).sum(1)) >= least).sum())
     return (extreme + 1) / (permutations + 1)
 
 

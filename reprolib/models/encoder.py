@@ -25,7 +25,7 @@ class Encoder:
     model: Any
     tokenizer: Any
     processor: Any
-    batch: int = 256
+    batch: int = 64  # larger ones leave the processor cache
 
     def encode_images(self, images: np.ndarray | Sequence[Image | np.ndarray]) -> np.ndarray:
         """Return float32 [n, d], not normalised.

@@ -146,4 +146,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     from reprolib.models.registry import ModelManifest
 
     ModelManifest.model_validate(manifest)
-    path.write_text(yaml.safe_dump(dict(manifest), sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(dict(manifest), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110),
+        encoding="utf-8",
+    )

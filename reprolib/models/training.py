@@ -32,7 +32,7 @@ MEAN, STD = 0.15, 0.3  # of the ink, as a share of white: every channel of the i
 class Training:
     """What is trained and how; the whole of it goes into the model's manifest."""
 
-    steps: int = 2200
+    steps: int = 1550
     batch: int = 256  # distinct texts per step, each with one random image of its own
     negatives: int = 512  # further texts without images: the text tower is cheap, and they make the choice harder
     learning_rate: float = 1e-3

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reprolib import ranking
-from reprolib.errors import InputError
-from reprolib.loaders import Split
+from reprolib.errors import DataUnavailable, InputError
+from reprolib.loaders import EmbeddingData, Split
 from reprolib.methods import CATALOGUE, Bank, fit
 from reprolib.methods.base import TEMPERATURES
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
@@ -143,6 +143,18 @@ def _subset(split: Split, share: float, seed: int) -> Split:
     names = np.unique(labels)
     chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
     return split.take(np.flatnonzero(np.isin(labels, chosen)))
+
+
+def _random_directions(split: Split, seed: int) -> Split:
+    """Return a split of the same shape whose embeddings are random directions."""
+    rng = np.random.default_rng(seed)
+    image, text = (rng.normal(size=part.shape).astype(np.float32) for part in (split.image, split.text))
+    return replace(split, image=image, text=text)
+
+
+def _limited(parameters: Mapping[str, Any], bank: Bank) -> dict[str, Any]:
+    """Return parameters whose number of neighbours, if any, is at most the size of a bank."""
+    return dict(parameters) | ({"k": min(parameters["k"], len(bank))} if "k" in parameters else {})
 
 
 @dataclass
@@ -492,28 +504,39 @@ class Study:
                     bank = self.data.replicates[number].bank
                     part = bank if share >= 1 else _subset(bank, share, self.seed + draw)
                     banks = _banks(part, direction, self.device)
-                    fitting = chosen | ({"k": min(chosen["k"], len(banks[0]))} if "k" in chosen else {})
-                    each.append(task.test.hits(task.fit(task.test, method, fitting, banks)))
+                    each.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
                     sizes.append(len(banks[0]))
                 hits.append(np.mean(each, axis=0))
             self._ablate("bank_size", direction, method, {"bank_size": round(float(np.mean(sizes)))}, hits)
         return self.table("bank_size")
 
+    def _foreign(self) -> EmbeddingData | None:
+        """Return the dataset named by ``other_bank``, or None (with a note) if it is not at hand."""
+        own = Path(self.other_bank).expanduser()
+        given = {"dataset": self.dataset, "embeddings": own} if own.is_file() else {"dataset": self.other_bank}
+        try:
+            other = load_embeddings(**given, mirror=self.mirror, device=self.device)
+        except DataUnavailable as error:
+            print(f"Left out the bank {self.other_bank}: {error}")
+            return None
+        width, expected = (data.replicates[0].test.image.shape[1] for data in (other, self.data))
+        if width != expected:
+            raise InputError(
+                f"other_bank {self.other_bank} has embeddings of width {width}; the dataset has {expected}"
+            )
+        return other
+
     def bank_sources(self) -> pd.DataFrame:
-        """R@1 with other banks at the tuned parameters; for DualIS also with one bank alone, tuned for that."""
-        sources: dict[str, list[Split]] = {self.bank: [r.bank for r in self.data.replicates]}
+        """R@1 with other banks at the tuned parameters; for DualIS also with one bank alone, tuned for that.
+
+        "random directions" is a control: a bank of the same size without content.
+        """
+        sources = {self.bank: [r.bank for r in self.data.replicates]}
         if not self.bank.startswith("validation"):
             sources["validation"] = [r.validation for r in self.data.replicates]
-        if self.other_bank:
-            other = (
-                load_embeddings(self.other_bank, mirror=self.mirror, device=self.device)
-                if not Path(self.other_bank).is_file()
-                else load_embeddings(self.dataset, embeddings=self.other_bank, device=self.device)
-            )
-            width = other.replicates[0].bank.image.shape[1]
-            if width != self.data.replicates[0].test.image.shape[1]:
-                raise InputError(f"other_bank {self.other_bank} has embeddings of width {width}, the dataset others")
+        if self.other_bank and (other := self._foreign()):
             sources[f"other: {other.name}"] = [other.replicates[0].bank] * len(self.data.replicates)
+        sources["random directions"] = [_random_directions(r.bank, self.seed) for r in self.data.replicates]
         for (source, splits), direction in itertools.product(sources.items(), self.directions):
             for method in self._chosen("is", "dis", "dual-is", "nnn"):
                 hits = []
@@ -521,9 +544,8 @@ class Study:
                     self.tasks[direction], self.tuned[direction, method], splits, strict=True
                 ):
                     banks = _banks(split, direction, self.device)
-                    fitting = chosen | ({"k": min(chosen["k"], len(banks[0]))} if "k" in chosen else {})
-                    hits.append(task.test.hits(task.fit(task.test, method, fitting, banks)))
-                self._ablate("bank_source", direction, method, self.tuned[direction, method][0], hits, bank=source)
+                    hits.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
+                self._ablate("bank_source", direction, method, _shown(self.tuned[direction, method]), hits, bank=source)
         for direction in self.directions if "dual-is" in self.methods else ():
             for source, name, off in (("query bank only", "query_beta", "gallery_beta"),
                                       ("gallery bank only", "gallery_beta", "query_beta")):  # fmt: skip

@@ -36,6 +36,7 @@ from reprolib.study.records import Record
 # What the summary shows, in this order; the rest is in results.json.
 METRICS = ("R@1", "R@5", "R@10", "MRR", "skewness", "hub share")
 _QUIET = logging.Logger("nbconvert", logging.ERROR)  # it warns of missing alternative text, which is added here
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _SHARES = re.compile(r"^(R@\d+.*|.*\bshare)$")
 
 
@@ -122,7 +123,7 @@ def _number(value: float | None, share: bool) -> str:
     if value is None:
         return "–"
     if share:
-        return f"{100 * value:.1f}"
+        return f"{round(100 * value, 1) + 0.0:.1f}"  # no minus zero
     return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
 
 
@@ -302,6 +303,9 @@ def _notebook(path: Path, figures: Sequence[Figure], slug: str) -> dict[str, str
     exporter.register_filter("markdown2html", _markdown)
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:  # a progress bar says nothing once it is done
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     whole, _ = exporter.from_notebook_node(notebook)
     titled = (re.split(r"^# .+$", cell.source, maxsplit=1, flags=re.M) for cell in notebook.cells)
     question = next((parts[1] for parts in titled if len(parts) == 2), "")

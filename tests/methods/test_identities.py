@@ -17,7 +17,7 @@ from reprolib.ranking import Scorer, rank
 
 seeds = st.integers(0, 10**6)
 kinds = st.sampled_from(["random", "clustered", "raw"])
-fixtures = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fixtures = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PARAMETERS = {
     "dual-is": {"gallery_beta": 3.0},
     "dual-dis": {"gallery_beta": 3.0},
@@ -60,7 +60,9 @@ def test_csls_ranks_as_nnn_with_alpha_one_half(make_data, seed, kind, k):
 def test_inverted_softmax_is_one_sided_sinkhorn(make_data, seed, kind, beta):
     x = make_data(kind, seed)
     one = fitted("sinkhorn", x, kind, tau=1 / beta, iterations=0)
-    assert up_to_constants(one.scores(), fitted("is", x, kind, beta=beta).scores()) < 1e-6 * (30 if kind == "raw" else 1)
+    assert up_to_constants(one.scores(), fitted("is", x, kind, beta=beta).scores()) < 1e-6 * (
+        30 if kind == "raw" else 1
+    )
 
 
 @fixtures
@@ -140,15 +142,15 @@ def test_top_means_of_several_depths_equal_one_by_one(make_data):
         np.testing.assert_allclose(found.numpy(), ordered[:, :k].mean(1), atol=3e-7)
 
 
-@pytest.mark.parametrize("n_bank", [5, 2048, 2049, 4500])
+@pytest.mark.parametrize("n_bank", [5, 2049])
 def test_a_bank_that_is_streamed_equals_one_in_memory(n_bank, make_data):
-    x = make_data("clustered", 4, n=20, m=300, bank=n_bank, d=16)
+    x = make_data("clustered", 4, n=8, m=130, bank=n_bank, d=16)
     for name in CATALOGUE:
         chosen = {"pool_rate": 0.3} if name == "invgc-localadj" else {"k": 5} if name == "nnn" else settings_of(name)
         if name == "csls":
             chosen = {"k": 4}
         found = []
-        for block_bytes in (1, 2**20, 2**28):
+        for block_bytes in (2**16, 2**20, 2**28):
             banks = {
                 label: Bank(ranking.as_embeddings(rows, label), label, block_bytes) for label, rows in x.banks.items()
             }
@@ -163,7 +165,7 @@ def order_of(scorer: Scorer, m: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_ranks_do_not_change_with_threads(name, variant, make_data, threads):
-    x = make_data("clustered", 5, n=30, m=300, bank=2100, d=64)
+    x = make_data("clustered", 5, n=20, m=200, bank=2100, d=32)
     found = []
     for count in (1, 2):
         threads(count)

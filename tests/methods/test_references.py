@@ -6,6 +6,8 @@ products are compared by the order they give.
 
 from __future__ import annotations
 
+import itertools
+
 import mpmath
 import numpy as np
 import ot
@@ -262,7 +264,7 @@ def test_dual_dis_orders_as_the_product_does(parameters, kind, make_data):
         seen |= set(zip(*gates, strict=True))
         for got, wanted in zip(found, dual_dynamic(x.double(), **parameters), strict=True):
             order = np.argsort(-got, kind="stable")
-            for better, worse in zip(order, order[1:], strict=False):
+            for better, worse in itertools.pairwise(order):
                 allowed = 1e-4 * max(abs(wanted[better]), abs(wanted[worse]))
                 assert wanted[better] >= wanted[worse] - allowed
     assert len(seen) == 4, "every combination of gates occurred"
@@ -342,5 +344,5 @@ def test_an_overflow_of_the_release_is_named_and_not_ranked(make_data):
     """exp(beta s) / Z of the first call exceeds 88, so that exp() of the second is infinite, and so is its sum."""
     x = make_data("clustered", 1, bank=8)
     betas = {"query_beta": 20.0, "gallery_beta": 10.0, "variant": "released"}
-    with pytest.raises(InputError, match="query .* hold NaN .*overflow"):
+    with pytest.raises(InputError, match=r"query .* hold NaN .*overflow"):
         correct("dual-dis", x.queries, x.gallery, **x.banks, **betas)

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from pathlib import Path
@@ -48,8 +49,12 @@ def run(tmp_path: Path) -> Path:
         ),
         nbformat.v4.new_markdown_cell("## Verdict\n\nIt is *not* all.", metadata={"tags": ["conclusion"]}),
     ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_tiny.ipynb")
     matplotlib.figure.Figure((2, 1)).savefig(folder / "figures" / "curve.png")
+    matplotlib.figure.Figure((1, 1)).savefig(folder / "figures" / "other.png")
+    shown = base64.b64encode((folder / "figures" / "curve.png").read_bytes()).decode()
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "0 of 52 done"}
+    cells[1].outputs += [nbformat.v4.new_output("display_data", data) for data in ({"image/png": shown}, bar)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "01_tiny.ipynb")
     words = {"alt": "R@1 rises & falls.", "caption": "R@1 against <beta>."}
     (folder / "figures" / "curve.json").write_text(json.dumps(words))
     records.save(
@@ -59,6 +64,7 @@ def run(tmp_path: Path) -> Path:
             row(method="none", parameters={}, bank=None, value=None, ci_low=None, ci_high=None),
             row(table="temperature", value=0.999),
             row(table="difference", reference="none", value=-0.02, ci_low=-0.03, ci_high=-0.01, p_holm=0.0001),
+            row(table="question", metric="R@1 difference: A - B", value=-0.0001, ci_low=-0.01, p_holm=0.5),
         ],
         folder,
     )
@@ -95,8 +101,11 @@ def test_page_loads_nothing_and_is_described(run: Path, tmp_path: Path) -> None:
         assert not loaded, (tag.name, addresses)
         assert not any(name.startswith("on") for name in tag.attrs)
     pictures = page.find_all("img")
-    assert len(pictures) == 4 and all(len(picture["alt"]) > 10 for picture in pictures)
-    assert pictures[0]["alt"] == "R@1 rises & falls."
+    assert len(pictures) == 6 and all(picture["alt"] for picture in pictures)
+    curve = page.find(id="run-1-figure-curve")  # shown once, where the notebook shows it
+    assert curve.find_parent("div", class_="notebook") and curve.img["alt"] == "R@1 rises & falls."
+    assert curve.figcaption.get_text() == "R@1 against <beta>." and "0 of 52 done" not in text
+    assert page.find(id="run-1-figure-other").find_parent("div", class_="notebook") is None
     identifiers = [tag["id"] for tag in page.find_all(id=True)]
     assert len(identifiers) == len(set(identifiers))
     assert all(page.find(id=link["href"][1:]) for link in page.find_all("a", href=re.compile("^#")))
@@ -108,10 +117,11 @@ def test_page_loads_nothing_and_is_described(run: Path, tmp_path: Path) -> None:
 
 def test_page_says_what_was_found(run: Path, tmp_path: Path) -> None:
     page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
-    main, difference = (
+    question, main, difference = (
         [[cell.get_text(" ") for cell in line.find_all(["th", "td"])] for line in table.find_all("tr")]
         for table in page.select("article > .scroll > table")
     )
+    assert question[1] == ["A - B", "0.0 −1.0 to 54.0", "0.500"]
     assert main[0] == ["method", "settings", "R@1, %", "skewness"]
     assert main[1] == ["is", "beta 20", "50.6 47.0 to 54.0", "−2.20"]
     assert main[2] == ["none", "", "–", ""]
