@@ -34,8 +34,7 @@ def _embeddings(modality: str, values: np.ndarray) -> np.ndarray:
         )
     if 0 in values.shape:
         raise InputError(
-            f"{modality} embeddings are empty (shape {values.shape}); valid is at least one row "
-            "and one column"
+            f"{modality} embeddings are empty (shape {values.shape}); valid is at least one row and one column"
         )
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which the next check names
         values = np.ascontiguousarray(values, dtype=np.float32)
@@ -59,8 +58,7 @@ def _ids(modality: str, values: Sequence[str] | np.ndarray, n: int) -> np.ndarra
         )
     if len(ids) != n:
         raise InputError(
-            f"{modality}_ids name {len(ids)} rows, but there are {n} {modality} rows; valid is "
-            "one id for each row"
+            f"{modality}_ids name {len(ids)} rows, but there are {n} {modality} rows; valid is one id for each row"
         )
     ids = np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids.astype(str)
     if len(np.unique(ids)) != n:
@@ -74,9 +72,7 @@ def _ids(modality: str, values: Sequence[str] | np.ndarray, n: int) -> np.ndarra
     return ids
 
 
-def _relevance(
-    values: sparse.sparray | np.ndarray, image_ids: np.ndarray, text_ids: np.ndarray
-) -> sparse.csr_array:
+def _relevance(values: sparse.sparray | np.ndarray, image_ids: np.ndarray, text_ids: np.ndarray) -> sparse.csr_array:
     shape = (len(image_ids), len(text_ids))
     if values.shape != shape:
         raise InputError(f"relevance has shape {tuple(values.shape)}; valid is {shape}, images by texts")
@@ -147,14 +143,11 @@ class Split:
             )
         if images.min() < 0 or images.max() >= len(self.image):
             raise InputError(
-                f"image indices run from {images.min()} to {images.max()}; valid is 0 to "
-                f"{len(self.image) - 1}"
+                f"image indices run from {images.min()} to {images.max()}; valid is 0 to {len(self.image) - 1}"
             )
         rows = self.relevance[images]
         texts = np.unique(rows.indices)
-        return Split(
-            self.image[images], self.text[texts], rows[:, texts], self.image_ids[images], self.text_ids[texts]
-        )
+        return Split(self.image[images], self.text[texts], rows[:, texts], self.image_ids[images], self.text_ids[texts])
 
     def components(self) -> tuple[np.ndarray, np.ndarray]:
         """Return int64 labels [n_image] and [n_text] of the connected components of the relevance graph.
@@ -182,9 +175,7 @@ class Replicate:
     def __post_init__(self) -> None:
         widths = {name: getattr(self, name).image.shape[1] for name in ("bank", "validation", "test")}
         if len(set(widths.values())) > 1:
-            raise InputError(
-                f"{self.label}: the embeddings differ in width ({widths}); valid is one width for all"
-            )
+            raise InputError(f"{self.label}: the embeddings differ in width ({widths}); valid is one width for all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,14 +221,11 @@ class Items:
         images = np.asarray(self.images)
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
             raise InputError(
-                f"images have shape {images.shape} and dtype {images.dtype}; valid is uint8 "
-                "[n, h, w] or [n, h, w, 3]"
+                f"images have shape {images.shape} and dtype {images.dtype}; valid is uint8 [n, h, w] or [n, h, w, 3]"
             )
         blank = np.fromiter((not text.strip() for text in self.texts), dtype=bool, count=len(self.texts))
         if blank.any():
-            raise InputError(
-                f"texts, {_row(blank)}: the text is blank; valid is at least one visible character"
-            )
+            raise InputError(f"texts, {_row(blank)}: the text is blank; valid is at least one visible character")
         image_ids = _ids("image", self.image_ids, len(images))
         text_ids = _ids("text", self.text_ids, len(self.texts))
         relevance = _relevance(self.relevance, image_ids, text_ids)

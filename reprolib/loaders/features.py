@@ -123,9 +123,7 @@ def divide(split: Split, shares: Sequence[float], rng: np.random.Generator) -> t
     would be empty.
     """
     if not all(share > 0 for share in shares) or sum(shares) >= 1:
-        raise InputError(
-            f"the shares {list(shares)} are not valid: each must be above 0, and their sum below 1"
-        )
+        raise InputError(f"the shares {list(shares)} are not valid: each must be above 0, and their sum below 1")
     labels, _ = split.components()
     sizes = np.bincount(labels)
     room = np.diff(np.round(np.cumsum(shares) * len(split.image)), prepend=0).tolist()
@@ -148,9 +146,7 @@ def divide(split: Split, shares: Sequence[float], rng: np.random.Generator) -> t
 def _check(bank_share: float, validation_share: float, bank_source: str, n_splits: int, seed: int) -> None:
     for name, share in (("bank_share", bank_share), ("validation_share", validation_share)):
         if not 0 < share < 1:
-            raise InputError(
-                f"{name} {share} is not valid: it is the share of rows to set aside, between 0 and 1"
-            )
+            raise InputError(f"{name} {share} is not valid: it is the share of rows to set aside, between 0 and 1")
     if bank_share + validation_share >= 1:
         raise InputError(
             f"bank_share {bank_share} and validation_share {validation_share} leave no rows to test on; "
@@ -159,9 +155,7 @@ def _check(bank_share: float, validation_share: float, bank_source: str, n_split
     if bank_source not in BANK_SOURCES:
         raise nearest(bank_source, BANK_SOURCES, "bank source")
     if n_splits < 1 or seed < 0:
-        raise InputError(
-            f"n_splits {n_splits} and seed {seed}: valid is at least one split and a seed from 0 upwards"
-        )
+        raise InputError(f"n_splits {n_splits} and seed {seed}: valid is at least one split and a seed from 0 upwards")
 
 
 def _stored(name_or_path: str | Path, mirror: str | Path | None) -> _Stored:
@@ -185,9 +179,7 @@ def _from_manifest(name: str, mirror: str | Path | None) -> _Stored:
         raise InputError(f"the dataset {name} has no stored embeddings to load: {why}")
     features, captions = manifest.file("features"), manifest.file("captions")
     if features is None:
-        raise InputError(
-            f"{name}.yaml, field files: the reader paired-npy needs a file with the role features"
-        )
+        raise InputError(f"{name}.yaml, field files: the reader paired-npy needs a file with the role features")
     arrays = _read(resolve(manifest, features, mirror))
     split, notes = _split(arrays, "")
     identity = identity_of(split)  # before rows get names, so that it does not depend on an optional file
@@ -196,9 +188,7 @@ def _from_manifest(name: str, mirror: str | Path | None) -> _Stored:
         try:
             split, named = _name_rows(split, resolve(manifest, captions, mirror))
         except DataUnavailable:
-            notes.append(
-                f"rows are named by number: {captions.name}, which holds ids and captions, is not at hand"
-            )
+            notes.append(f"rows are named by number: {captions.name}, which holds ids and captions, is not at hand")
     return _Stored(name, manifest.model or name, manifest.licence, split, None, identity, tuple(notes), named)
 
 
@@ -238,9 +228,7 @@ def _split(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[Split, list[s
     """Build a Split from the parts whose keys start with ``prefix``, with notes on types and norms."""
     for key in (f"{prefix}image", f"{prefix}text"):
         if key not in arrays:
-            raise InputError(
-                f"there is no {key!r}; valid are the keys {prefix}image and {prefix}text together"
-            )
+            raise InputError(f"there is no {key!r}; valid are the keys {prefix}image and {prefix}text together")
     image, text = arrays[f"{prefix}image"], arrays[f"{prefix}text"]
     for key, values in ((f"{prefix}image", image), (f"{prefix}text", text)):
         if values.ndim != 2:
@@ -260,9 +248,7 @@ def _split(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[Split, list[s
             notes.append(f"{key} is stored as {stored} and used as float32")
         norms = np.sqrt(np.einsum("ij,ij->i", kept, kept, dtype=np.float64))
         if abs(norms - 1).max() > 1e-5:
-            notes.append(
-                f"{key} norms lie between {norms.min():.5g} and {norms.max():.5g}; rows are kept as stored"
-            )
+            notes.append(f"{key} norms lie between {norms.min():.5g} and {norms.max():.5g}; rows are kept as stored")
     return split, notes
 
 
@@ -422,8 +408,7 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
     if len(set(lengths.tolist())) > 1:
         row = int(np.flatnonzero(lengths != lengths[0])[0])
         raise InputError(
-            f"row {row} has {lengths[row]} numbers in embedding and row 0 has {lengths[0]}; valid is one"
-            " width"
+            f"row {row} has {lengths[row]} numbers in embedding and row 0 has {lengths[0]}; valid is one width"
         )
     values = pc.list_flatten(table["embedding"]).to_numpy().reshape(len(lengths), -1)
     frame = table.drop_columns(["embedding"]).to_pandas()
@@ -432,9 +417,7 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
     kinds = ("image", "text", "bank_image", "bank_text")
     other = np.flatnonzero(~frame["modality"].isin(kinds).to_numpy())
     if len(other):
-        raise InputError(
-            f"row {other[0]} has the modality {frame['modality'][other[0]]!r}; valid: {', '.join(kinds)}"
-        )
+        raise InputError(f"row {other[0]} has the modality {frame['modality'][other[0]]!r}; valid: {', '.join(kinds)}")
     for kind in kinds:
         rows = (frame["modality"] == kind).to_numpy()
         if rows.any():
@@ -450,9 +433,7 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
 def _parquet_pairs(frame: pd.DataFrame, prefix: str) -> np.ndarray | None:
     import pandas as pd
 
-    sides = {
-        side: frame[frame["modality"] == prefix + side].reset_index(drop=True) for side in ("image", "text")
-    }
+    sides = {side: frame[frame["modality"] == prefix + side].reset_index(drop=True) for side in ("image", "text")}
     image, text = sides["image"], sides["text"]
     if "pair" in frame:
         joined = image.reset_index().dropna(subset="pair").merge(text.reset_index(), on="pair")

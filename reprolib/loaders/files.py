@@ -37,9 +37,7 @@ def at_hand(manifest: Manifest, file: DataFile, mirror: str | Path | None = None
     """
     folder = Path(mirror).expanduser() if mirror else paths.mirror()
     if folder and not folder.is_dir():
-        raise InputError(
-            f"the mirror {folder} is not a folder; valid is one laid out as <dataset>/<file name>"
-        )
+        raise InputError(f"the mirror {folder} is not a folder; valid is one laid out as <dataset>/<file name>")
     places = {"cache": paths.cache() / "datasets", "mirror": folder}
     for where, place in places.items():
         if place and (path := place / manifest.place / file.name).is_file():

@@ -35,6 +35,7 @@ class Bank:
         return len(self.embeddings)
 
     def keep(self, gallery: Tensor, key: object, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what ``compute`` gave for this very gallery and ``key`` before, or compute it now."""
         full_key = (id(gallery), key)
         if full_key not in self._kept:
             self._kept[full_key] = (gallery, compute())  # holding the gallery keeps its id from being reused

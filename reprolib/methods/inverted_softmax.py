@@ -10,6 +10,8 @@ and the dynamic forms apply a term only to queries whose best item is in that ba
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -55,8 +57,25 @@ def _check_activation(activation_k: int, gallery: Tensor) -> None:
 
 def _gate(queries: Tensor, gallery: Tensor, bank: Bank, activation_k: int) -> Tensor:
     """Return which queries have their best item in the bank's activation set, bool [n]."""
-    best = ranking.topk(Scorer(queries, gallery), 1, block_bytes=bank.block_bytes)[:, 0]
-    return bank.activation_set(gallery, activation_k)[torch.as_tensor(best, device=gallery.device)]
+
+    def compute() -> Tensor:
+        best = ranking.topk(Scorer(queries, gallery), 1, block_bytes=bank.block_bytes)[:, 0]
+        return bank.activation_set(gallery, activation_k)[torch.as_tensor(best, device=gallery.device)]
+
+    return bank.keep(gallery, ("gate", _Same(queries), activation_k), compute)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A key that equals another of the very same tensor, and keeps it alive so that its id is not reused."""
+
+    tensor: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tensor is other.tensor
+
+    def __hash__(self) -> int:
+        return id(self.tensor)
 
 
 @method(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.methods.base import TEMPERATURES, Bank, centred, method, positive
 from reprolib.ranking import Scorer
 
+_TILE = 2**22  # entries of a tile that is streamed
+_HELD = 2**24  # entries of a kernel that may be held (128 MiB)
 TAUS = tuple(1 / beta for beta in TEMPERATURES if beta >= 5)
 
 
@@ -18,23 +19,33 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
 
     Cost 1 - s, uniform marginals, regularisation ``tau``; each of ``iterations`` rescales the bank, then the
     targets, starting from even targets (as ``ot.sinkhorn`` does). 0 iterations leave the bank even: that is
-    ``tau LSE(s / tau)``, inverted softmax. One pass over the bank per iteration, in float64: with P the rows of the
-    kernel normalised over the targets, u is multiplied by 1 / (m mean_j P_jg).
+    ``tau LSE(s / tau)``, inverted softmax. float64 throughout, but for the product. Up to 2^24 entries the kernel
+    exp(s / tau) is held; beyond that, or where it could underflow, each iteration streams the bank in log space.
     """
     positive(tau=tau)
     if not (isinstance(iterations, int) and iterations >= 0):
         raise InputError(f"iterations = {iterations!r} is not an integer of at least 0")
     if iterations == 0:
         return tau * bank.logsumexp(targets, 1 / tau)
-    exact = targets.double()
-    log_u = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    b, m = bank.embeddings, len(targets)
+    # Tiles depend on the sizes alone: in float32 the shape of a product decides the last digit, and a rank with it.
+    step = max(64, _TILE // m // 64 * 64)
+    padded = torch.nn.functional.pad(targets, (0, 0, 0, -m % 64))
+
+    def logits(tile: Tensor) -> Tensor:
+        return (tile @ padded.T)[:, :m].double().div_(tau)
+
+    span = 2 * float(b.norm(dim=1).max() * targets.norm(dim=1).max()) / tau
+    if len(b) * m <= _HELD and span < 300:
+        kernel = torch.cat([torch.exp(rows - rows.amax(1, keepdim=True)) for rows in map(logits, b.split(step))])
+        u = torch.ones(m, dtype=torch.float64, device=targets.device)
+        for _ in range(iterations):
+            u = 1 / (((1 / (kernel @ u)) @ kernel) * (m / len(b)))
+        return -tau * torch.log(u)
+    log_u = torch.zeros(m, dtype=torch.float64, device=targets.device)
     for _ in range(iterations):
-        received = torch.zeros_like(log_u)
-        for rows in ranking.blocks(len(bank), len(targets), bank.block_bytes // 2):
-            # a float64 product: in float32 the shape of the block decides the last digit, and a rank with it
-            kernel = (bank.embeddings[rows].double() @ exact.T).div_(tau).add_(log_u)
-            received += kernel.softmax(1).sum(0)
-        log_u -= torch.log(received * (len(targets) / len(bank)))
+        received = sum((logits(tile) + log_u).softmax(1).sum(0) for tile in b.split(step))
+        log_u -= torch.log(received * (m / len(b)))
     return -tau * log_u
 
 

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from reprolib import ranking
 from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import EmbeddingData, Split
-from reprolib.methods import CATALOGUE, Bank, fit
+from reprolib.methods import CATALOGUE, Bank
 from reprolib.methods.base import TEMPERATURES
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
 from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
@@ -81,12 +81,15 @@ class Side:
         shared = scorer.queries is self.queries and scorer.gallery is self.gallery
         if not shared or self.queries.shape[0] * self.gallery.shape[0] > _HELD:
             return ranking.topk(scorer, 1)[:, 0]
-        scores = self._raw
-        if scorer.transform is not None:
-            scores = scorer.transform(scores.float(), slice(0, len(scores)))
-        elif scorer.bias is not None:
-            scores = scores - (scorer.bias if scorer.state is None else scorer.bias[scorer.state])
-        return scores.float().cpu().numpy().argmax(1)
+        best = []
+        for rows in ranking.blocks(*scorer.shape, 2**20):  # small enough to stay in cache
+            scores = self._raw[rows]
+            if scorer.transform is not None:
+                scores = scorer.transform(scores.float(), rows)
+            elif scorer.bias is not None:
+                scores = scores - (scorer.bias if scorer.state is None else scorer.bias[scorer.state[rows]])
+            best.append(scores.float().cpu().numpy().argmax(1))
+        return np.concatenate(best)
 
     def hits(self, scorer: Scorer) -> np.ndarray:
         """Return for every query whether its best item is relevant, float64 [n]."""
@@ -110,15 +113,8 @@ class Task:
     ) -> Scorer:
         """Return method's scorer for one side, with these banks or others."""
         query_bank, gallery_bank = banks or (self.query_bank, self.gallery_bank)
-        return fit(
-            method,
-            side.queries,
-            side.gallery,
-            query_bank=query_bank,
-            gallery_bank=gallery_bank,
-            normalize=False,  # already of unit length; the same tensors let banks keep their reductions
-            **parameters,
-        )
+        # Straight to the method: embeddings were checked once, and the very same tensors let banks keep reductions.
+        return CATALOGUE[method].fit(side.queries, side.gallery, query_bank, gallery_bank, **parameters)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reprolib.loaders.glyphs import load_glyphs
@@ -28,9 +30,10 @@ def test_the_manifest_says_how_it_was_trained() -> None:
     assert {"parameters", "wall_time_minutes", "code", "packages", "device", "threads"} <= set(record)
 
 
-def test_the_measured_numbers_come_out_again() -> None:
-    recorded = load_model_manifest("glyph-clip").measured["test"]
-    again = measure(embed(load_glyphs("test"), find_model("glyph-clip")))
+def test_the_measured_numbers_come_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, items = load_model_manifest("glyph-clip").measured["test"], load_glyphs("test")
+    monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path))  # an empty cache: the weights are really used
+    again = measure(embed(items, find_model("glyph-clip")))
     for direction in DIRECTIONS:
         for metric in ("R@1", "R@10"):
             assert again[direction][metric] == pytest.approx(recorded[direction][metric], abs=0.1)
