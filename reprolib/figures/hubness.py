@@ -335,8 +335,8 @@ def ablation(
     across = panel == "direction"
     columns = directions if across else sorted(set(points["panel"]))
     tall = 1 if across else len(directions)
-    figure, axes = panels(len(columns), tall, height=0.75 + 1.75 * tall, sharex=True, sharey=False if across else "row")
-    logarithmic = points["x"].min() > 0 and points["x"].max() >= 10 * points["x"].min()
+    sharing = {"sharex": False, "sharey": False} if across else {"sharex": True, "sharey": "row"}
+    figure, axes = panels(len(columns), tall, height=0.75 + 1.75 * tall, **sharing)
     sentences = []
     cells = [(line, column) for line in range(tall) for column in range(len(columns))]
     for line, column in cells:
@@ -355,9 +355,9 @@ def ablation(
         name = title(direction) + ("" if across else f", {_short(panel)} = {value:g}")
         sentences.append(f"{name}: {'; '.join(words)}.")
         ax.set_title(name)
-        if logarithmic:
-            inches = figure.get_figwidth() / len(columns) - 0.5
-            log_axis(ax, "x", points["x"].min(), points["x"].max(), inches)
+        low, high = (here if across else points)["x"].agg(["min", "max"])
+        if low > 0 and high >= 4 * low:
+            log_axis(ax, "x", low, high, figure.get_figwidth() / len(columns) - 0.5)
         if line == tall - 1:
             ax.set_xlabel(PARAMETERS.get(x, (x,))[0])
         if column == 0:

@@ -8,6 +8,9 @@ from reprolib.methods.export import faiss_index
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+_chronological = sorted(CATALOGUE.items(), key=lambda entry: entry[1].year)
+CATALOGUE.clear()
+CATALOGUE.update(_chronological)
 
 
 def catalogue() -> dict[str, str]:

@@ -134,6 +134,7 @@ class Method:
     """A correction in the catalogue: what it is called, where it comes from, what it needs, and what to tune."""
 
     name: str
+    year: int
     summary: str
     source: str
     fit: Callable[..., Scorer]
@@ -153,6 +154,7 @@ CATALOGUE: dict[str, Method] = {}
 def method(
     name: str,
     *,
+    year: int,
     summary: str,
     source: str,
     needs: tuple[str, ...] = (),
@@ -164,7 +166,7 @@ def method(
     """
 
     def enter(function: Callable[..., Scorer]) -> Callable[..., Scorer]:
-        CATALOGUE[name] = Method(name, summary, source, function, needs, dict(grid or {}))
+        CATALOGUE[name] = Method(name, year, summary, source, function, needs, dict(grid or {}))
         return function
 
     return enter

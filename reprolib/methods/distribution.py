@@ -11,6 +11,7 @@ from reprolib.ranking import Scorer
 
 @method(
     "dn",
+    year=2023,
     summary="distribution normalisation: inner products after subtracting alpha times the mean of each modality",
     source="Zhou et al., 2023, as in the NNN authors' nnn/dn_ranker.py",
     needs=("query_bank", "gallery_bank"),

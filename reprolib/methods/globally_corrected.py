@@ -13,6 +13,7 @@ from reprolib.ranking import Scorer
 
 @method(
     "gc",
+    year=2015,
     summary="globally corrected: rank items by how high the query stands among the bank queries of the item",
     source="Dinu et al., 2015 (formula unverified), with a query bank as in QB-Norm (arXiv 2112.12777)",
     needs=("query_bank",),

@@ -41,6 +41,7 @@ def _dense_message(gallery: Tensor, bank: Bank, centre: bool) -> Tensor:
 
 @method(
     "invgc",
+    year=2023,
     summary="inverse graph convolution: each item steps away from the similarity-weighted mean of both banks",
     source=_SOURCE,
     needs=("query_bank", "gallery_bank"),
@@ -93,6 +94,7 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
 
 @method(
     "invgc-localadj",
+    year=2023,
     summary="inverse graph convolution with local adjacency: as invgc, over the nearest share of each bank",
     source=_SOURCE,
     needs=("query_bank", "gallery_bank"),

@@ -24,7 +24,7 @@ from reprolib.ranking import Scorer
 GALLERY_TEMPERATURES = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
 
 
-@method("none", summary="inner products, uncorrected", source="")
+@method("none", year=0, summary="inner products, uncorrected", source="")
 def none(queries: Tensor, gallery: Tensor, query_bank: Bank | None, gallery_bank: Bank | None) -> Scorer:
     """Rank by s(q, g)."""
     return Scorer(queries, gallery)
@@ -32,6 +32,7 @@ def none(queries: Tensor, gallery: Tensor, query_bank: Bank | None, gallery_bank
 
 @method(
     "is",
+    year=2017,
     summary="inverted softmax: s - LSE(beta s(g, query bank)) / beta",
     source="Smith et al., ICLR 2017, as in QB-Norm (Bogolin et al., CVPR 2022, arXiv 2112.12777)",
     needs=("query_bank",),
@@ -80,6 +81,7 @@ class _Same:
 
 @method(
     "dis",
+    year=2022,
     summary="dynamic inverted softmax (QB-Norm): is, for queries whose best item some bank query also retrieves",
     source="Bogolin et al., CVPR 2022, arXiv 2112.12777",
     needs=("query_bank",),
@@ -128,6 +130,7 @@ def _temperatures(query_beta: float, gallery_beta: float) -> None:
 
 @method(
     "dual-is",
+    year=2023,
     summary="dual inverted softmax (DBNorm): inverted softmax over a query bank and a gallery bank",
     source="Wang et al., EMNLP 2023, arXiv 2310.11612",
     needs=("query_bank", "gallery_bank"),
@@ -170,6 +173,7 @@ def _signed_log(similarity: Tensor, log_factor: Tensor) -> Tensor:
 
 @method(
     "dual-dis",
+    year=2023,
     summary="dual dynamic inverted softmax (DBNorm): each factor of dual-is only where its activation set is hit",
     source="Wang et al., EMNLP 2023, arXiv 2310.11612",
     needs=("query_bank", "gallery_bank"),

@@ -10,6 +10,7 @@ from reprolib.ranking import Scorer
 
 @method(
     "csls",
+    year=2018,
     summary="cross-domain similarity local scaling: s - half the mean of the k best bank similarities",
     source="Conneau et al., ICLR 2018, with a query bank as in QB-Norm (arXiv 2112.12777)",
     needs=("query_bank",),
@@ -26,6 +27,7 @@ def csls(queries: Tensor, gallery: Tensor, query_bank: Bank, gallery_bank: Bank 
 
 @method(
     "nnn",
+    year=2024,
     summary="nearest neighbour normalisation: s - alpha times the mean of the k best bank similarities",
     source='"Nearest Neighbor Normalization", EMNLP 2024, arXiv 2410.24114, equations 1 and 2',
     needs=("query_bank",),

@@ -51,6 +51,7 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
 
 @method(
     "sinkhorn",
+    year=2025,
     summary="Sinkhorn normalisation: s - the potential of the item in transport to a query bank",
     source='"Dual Bank Sinkhorn Normalization", ACM MM 2025, arXiv 2508.02538; ppanzx/DBSN, Image_Retrieval/dbsn.py',
     needs=("query_bank",),
@@ -71,6 +72,7 @@ def sinkhorn(
 
 @method(
     "dual-bank-sinkhorn",
+    year=2025,
     summary="dual-bank Sinkhorn normalisation (DBSN): the gallery is joined by a gallery bank before transport",
     source='"Dual Bank Sinkhorn Normalization", ACM MM 2025, arXiv 2508.02538; ppanzx/DBSN, Image_Retrieval/dbsn.py',
     needs=("query_bank", "gallery_bank"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from reprolib import paths
 from reprolib.errors import InputError, nearest
 from reprolib.loaders.dataset import EmbeddingData, Items, Replicate, Split, identity_of
 from reprolib.loaders.features import BANK_SOURCES, divide, load_features
-from reprolib.loaders.manifest import load_manifest
+from reprolib.loaders.manifest import Manifest, load_manifest
 from reprolib.loaders.store import digest, read_arrays, write_arrays
 from reprolib.models.registry import DTYPE, ModelFiles, find_model
 
@@ -53,8 +53,8 @@ def load_embeddings(
 ) -> EmbeddingData:
     """Return the embeddings of a dataset, divided into bank, validation and test.
 
-    A dataset of raw items (``glyphs``) is encoded with ``model`` (default ``glyph-clip``) and keeps its
-    official split; its bank is a seeded ``bank_share`` of the texts of the train split with all their images.
+    A dataset of raw items (``glyphs``, ``emoji``) is encoded with ``model`` (default ``glyph-clip``) and keeps the
+    split of its manifest; its bank is a seeded ``bank_share`` of the texts of train with all their images.
     ``bank_source`` "validation" uses a random half of the validation split as bank and leaves the other to
     tune on; "transductive" uses the test split itself. A dataset of stored features, and a file of one's own
     (``embeddings``, which wins over ``dataset``), is divided by ``reprolib.loaders.load_features``.
@@ -65,9 +65,7 @@ def load_embeddings(
     if embeddings is None:
         manifest = load_manifest(dataset)
         if manifest.kind == "items":
-            if manifest.reader != "glyphs":
-                raise InputError(f"the dataset {dataset} is listed, but nothing in this package encodes it")
-            return _glyphs(model or DEFAULT_MODEL, bank_share, bank_source, seed, device)
+            return _encoded(manifest, model or DEFAULT_MODEL, bank_share, bank_source, seed, device, mirror)
         if model is not None and model != manifest.model:
             raise InputError(f"the dataset {dataset} holds stored features of {manifest.model}: leave out the model")
     return load_features(
@@ -81,9 +79,32 @@ def load_embeddings(
     )
 
 
-def _glyphs(model: str, bank_share: float, bank_source: str, seed: int, device: str) -> EmbeddingData:
-    from reprolib.loaders.glyphs import load_glyphs
+def _read_glyphs(split: str, mirror: str | Path | None) -> Items:
+    from reprolib.loaders import glyphs
 
+    return glyphs.load_glyphs(split)  # drawn, not read: there is nothing that a mirror could hold
+
+
+def _read_emoji(split: str, mirror: str | Path | None) -> Items:
+    from reprolib.loaders import emoji
+
+    return emoji.load_emoji(split, mirror)
+
+
+_READERS: dict[str | None, Callable[[str, str | Path | None], Items]] = {"glyphs": _read_glyphs, "emoji": _read_emoji}
+
+
+def _encoded(
+    manifest: Manifest,
+    model: str,
+    bank_share: float,
+    bank_source: str,
+    seed: int,
+    device: str,
+    mirror: str | Path | None,
+) -> EmbeddingData:
+    if manifest.reader not in _READERS:
+        raise InputError(f"the dataset {manifest.name} is listed, but nothing in this package encodes it")
     if bank_source not in BANK_SOURCES:
         raise nearest(bank_source, BANK_SOURCES, "bank source")
     if not 0 < bank_share <= 1:
@@ -93,7 +114,8 @@ def _glyphs(model: str, bank_share: float, bank_source: str, seed: int, device: 
     if seed < 0:
         raise InputError(f"seed {seed} is not valid: seeds count from 0 upwards")
     files = find_model(model)
-    parts = {split: load_glyphs(split) for split in ("train", "validation", "test")}
+    read = _READERS[manifest.reader]
+    parts = {split: read(split, mirror) for split in ("train", "validation", "test")}
     validation = embed(parts["validation"], files, device)
     test = embed(parts["test"], files, device)
     rng = np.random.default_rng(seed)
@@ -108,9 +130,8 @@ def _glyphs(model: str, bank_share: float, bank_source: str, seed: int, device: 
     captions = {
         str(name): text for part in parts.values() for name, text in zip(part.text_ids, part.texts, strict=True)
     }
-    manifest = load_manifest("glyphs")
     return EmbeddingData(
-        "glyphs",
+        manifest.name,
         model,
         digest(files.identity, DTYPE, identity_of(*parts.values())),
         (Replicate(bank, validation, test, "official split", source),),

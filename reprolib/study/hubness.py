@@ -292,23 +292,23 @@ class Study:
     # --- the protocol -------------------------------------------------------------------------------------------
 
     def overview(self) -> pd.DataFrame:
-        """Return the sizes of every part, per direction and replicate."""
-        return pd.DataFrame(
+        """Return the sizes of every part, per direction; splits of the same sizes share a row."""
+        sizes = pd.DataFrame(
             [
                 {
                     "direction": direction,
-                    "split": task.label,
-                    "test queries": len(task.test.queries),
-                    "test gallery": len(task.test.gallery),
-                    "validation queries": len(task.validation.queries),
+                    "bank": self.bank,
                     "query bank": len(task.query_bank),
                     "gallery bank": len(task.gallery_bank),
-                    "bank": self.bank,
+                    "validation queries": len(task.validation.queries),
+                    "test queries": len(task.test.queries),
+                    "test gallery": len(task.test.gallery),
                 }
                 for direction, tasks in self.tasks.items()
                 for task in tasks
             ]
         )
+        return sizes.value_counts(sort=False).rename("splits").reset_index()
 
     def tune(self) -> pd.DataFrame:
         """Choose every method's parameters by R@1 on validation; ties go to the first of the grid."""
@@ -508,8 +508,14 @@ class Study:
 
     def _foreign(self) -> EmbeddingData | None:
         """Return the dataset named by ``other_bank``, or None (with a note) if it is not at hand."""
+        from reprolib.loaders import load_manifest
+
         own = Path(self.other_bank).expanduser()
-        given = {"dataset": self.dataset, "embeddings": own} if own.is_file() else {"dataset": self.other_bank}
+        if own.is_file():
+            given: dict[str, Any] = {"dataset": self.dataset, "embeddings": own}
+        else:  # raw items are encoded by the model of the study; stored features are what they are
+            items = load_manifest(self.other_bank).kind == "items"
+            given = {"dataset": self.other_bank, "model": self.model if items else None}
         try:
             other = load_embeddings(**given, mirror=self.mirror, device=self.device)
         except DataUnavailable as error:
@@ -610,14 +616,20 @@ class Study:
         return pd.concat(parts, ignore_index=True)
 
     def hubs(self, after: str = "is", number: int = 10, queries: int = 12) -> pd.DataFrame:
-        """Return the largest hubs of the first replicate with the first queries they attract, before and after."""
+        """Return the largest hubs of the first replicate, before and after, with queries that they attract.
+
+        One query per item (cluster), right ones first: ten captions of one image would show one attraction.
+        """
         rows = []
         for direction, (when, method) in itertools.product(self.directions, (("before", "none"), ("after", after))):
             task, top = self.tasks[direction][0], self.measure(direction, method).topk[0]
             counts = k_occurrence(top, len(task.test.gallery))
             for place, hub in enumerate(np.argsort(-counts, kind="stable")[:number], start=1):
-                attracted = np.flatnonzero((top == hub).any(1))[:queries]
-                relevant = np.asarray(task.test.relevance[attracted, np.full(len(attracted), hub)]).ravel()
+                every = np.flatnonzero((top == hub).any(1))
+                right = np.asarray(task.test.relevance[every, np.full(len(every), hub)]).ravel()
+                _, first = np.unique(task.test.clusters[every], return_index=True)
+                shown = first[np.lexsort((every[first], ~right[first]))][:queries]
+                attracted, relevant = every[shown], right[shown]
                 rows.append({
                     "direction": direction, "when": when, "method": method, "hub": place,
                     "gallery_id": str(task.test.gallery_ids[hub]), "n_k": int(counts[hub]),

@@ -30,11 +30,36 @@ def miniature(n: int = 12) -> np.ndarray:
     return pairs
 
 
-def _build(folder: Path, manifests: Path) -> None:
-    """Write the miniature of every feature dataset, and manifests that name its hashes."""
+def miniature_emoji(folder: Path, n: int = 40, size: int = 8) -> None:
+    """Write ``n`` emoji in the format of the true files; two share a label, and vendors leave some undrawn.
+
+    Emoji i has the code 1F600 + i, the pixels 4 i + j in the drawing of vendor j, and no drawing by noto if i is
+    a multiple of 5.
+    """
+    numbers = np.arange(4 * n, dtype=np.uint8).reshape(n, 4)
+    mask = np.ones((n, 4), dtype=bool)
+    mask[::5, 1] = False
+    codes = [f"{0x1F600 + row:X}" for row in range(n)]
+    np.savez_compressed(
+        folder / "emoji64.npz",
+        images=np.where(mask, numbers, 0)[:, :, None, None, None] * np.ones((size, size, 3), dtype=np.uint8),
+        mask=mask,
+        codes=np.array(codes),
+        vendors=np.array(["twemoji", "noto", "openmoji", "blob"]),
+    )
+    labels = {code: {"label": f"Face {row}", "tags": [], "labels": {}} for row, code in enumerate(codes)}
+    labels[codes[3]]["label"] = "face 2"
+    (folder / "emoji_text.json").write_text(json.dumps(labels), encoding="utf-8")
+
+
+def build_mirror(folder: Path, manifests: Path) -> None:
+    """Write the miniature of every dataset that a loader reads, and manifests that name its hashes."""
     (manifests / "datasets").mkdir(parents=True)
     for source in sorted((paths.manifests() / "datasets").glob("*.yaml")):
         manifest = yaml.safe_load(source.read_text(encoding="utf-8"))
+        if manifest["name"] == "emoji":
+            (folder / "emoji").mkdir(parents=True)
+            miniature_emoji(folder / "emoji")
         for entry in manifest.get("files", []):
             path = folder / manifest.get("folder", manifest["name"]) / entry["name"]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +72,7 @@ def _build(folder: Path, manifests: Path) -> None:
                     for i in range(20)
                 ]
                 path.write_text(json.dumps({"annotations": notes}), encoding="utf-8")
-            else:
+            elif not path.exists():
                 path.write_bytes(b"not read by any loader")
             entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
             entry["bytes"] = path.stat().st_size
@@ -57,13 +82,13 @@ def _build(folder: Path, manifests: Path) -> None:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    """A mirror that holds every feature dataset; the cache is empty, and ``REPROLIB_MIRROR`` is unset."""
+    """A mirror that holds every dataset that a loader reads; the cache is empty, and ``REPROLIB_MIRROR`` is unset."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "mirror"
     place = Path(os.environ.get("REPROLIB_MIRROR") or beside)
     monkeypatch.delenv("REPROLIB_MIRROR", raising=False)
     monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / "cache"))
     if place.is_dir():
         return Mirror(place, True)
-    _build(tmp_path / "mirror", tmp_path / "manifests")
+    build_mirror(tmp_path / "mirror", tmp_path / "manifests")
     monkeypatch.setattr(paths, "manifests", lambda: tmp_path / "manifests")
     return Mirror(tmp_path / "mirror", False)

@@ -46,13 +46,9 @@ def test_a_split_keeps_what_is_stored_and_settles_types():
 
 def test_explicit_zeros_and_repeats_do_not_count_as_relevance():
     rows, columns = [0, 0, 1, 1, 2, 2, 0], [0, 1, 2, 3, 3, 4, 0]
-    split = Split(
-        **parts(relevance=sparse.coo_array((np.ones(7, dtype=bool), (rows, columns)), shape=(3, 5)))
-    )
+    split = Split(**parts(relevance=sparse.coo_array((np.ones(7, dtype=bool), (rows, columns)), shape=(3, 5))))
     assert split.relevance.nnz == 6
-    zeros = sparse.csr_array(
-        (np.array([True] * 6 + [False]), ([*rows[:6], 2], [*columns[:6], 0])), shape=(3, 5)
-    )
+    zeros = sparse.csr_array((np.array([True] * 6 + [False]), ([*rows[:6], 2], [*columns[:6], 0])), shape=(3, 5))
     assert Split(**parts(relevance=zeros)).relevance.nnz == 6
 
 
@@ -123,9 +119,7 @@ def test_identity_sees_every_part_and_no_accident_of_storage():
     split = Split(**parts())
     reference = identity_of(split)
     assert len(reference) == 64 and reference == identity_of(Split(**parts()))
-    wide = parts(
-        image_ids=np.array(["a", "b", "c"], dtype="U40"), relevance=sparse.coo_array(GIVEN["relevance"])
-    )
+    wide = parts(image_ids=np.array(["a", "b", "c"], dtype="U40"), relevance=sparse.coo_array(GIVEN["relevance"]))
     assert identity_of(Split(**wide)) == reference
     assert identity_of(Split(**parts(image=np.asfortranarray(GIVEN["image"])))) == reference
     others = [

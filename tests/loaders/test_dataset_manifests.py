@@ -24,9 +24,7 @@ def test_every_manifest_is_valid_and_complete(name):
     if manifest.reader is None:
         assert manifest.known_issues, "a dataset that is listed without being used says why"
     for entry in manifest.files:
-        assert entry.url is None or (
-            manifest.source.commit in entry.url and len(manifest.source.commit) == 40
-        )
+        assert entry.url is None or (manifest.source.commit in entry.url and len(manifest.source.commit) == 40)
 
 
 def test_the_expected_datasets_are_there():
@@ -50,10 +48,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_status_tells_present_fetchable_and_by_hand(mirror, monkeypatch):
-    assert (
-        status("coco-clip-500", mirror.path).present
-        and status("coco-clip-500", mirror.path).where == "mirror"
-    )
+    assert status("coco-clip-500", mirror.path).present and status("coco-clip-500", mirror.path).where == "mirror"
     missing = status("coco-clip-500")
     assert (missing.present, missing.where) == (False, "can be fetched")
     assert missing.size == sum(entry.bytes for entry in load_manifest("coco-clip-500").files)

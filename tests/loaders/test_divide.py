@@ -42,9 +42,7 @@ def test_parts_are_disjoint_complete_whole_and_near_their_shares(groups, seed, s
 
     image_label = dict(zip(split.image_ids, split.components()[0], strict=True))
     text_label = dict(zip(split.text_ids, split.components()[1], strict=True))
-    homes = [
-        {image_label[i] for i in part.image_ids} | {text_label[t] for t in part.text_ids} for part in parts
-    ]
+    homes = [{image_label[i] for i in part.image_ids} | {text_label[t] for t in part.text_ids} for part in parts]
     assert sum(map(len, homes)) == groups == len(set.union(*homes))
     assert sum(part.relevance.nnz for part in parts) == split.relevance.nnz
     for part, share in zip(parts, shares, strict=False):

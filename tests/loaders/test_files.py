@@ -154,9 +154,7 @@ def test_a_corrupted_file_is_refused_wherever_it_lies(cache, tmp_path, content):
         with pytest.raises(InputError) as error:
             resolve(manifest(), "rows.npy", mirror)
         actual = hashlib.sha256(content).hexdigest()
-        assert all(
-            word in str(error.value) for word in (str(path), SHA, actual, f"{len(content)} of {len(CONTENT)}")
-        )
+        assert all(word in str(error.value) for word in (str(path), SHA, actual, f"{len(content)} of {len(CONTENT)}"))
         path.unlink()
 
 

@@ -48,9 +48,7 @@ def test_the_manifest_states_the_same_numbers(name):
     assert PRINTED[name][0] == (2, manifest.counts["images"], manifest.counts["width"])
 
 
-@pytest.mark.parametrize(
-    "name", ["coco-clip-500-random", "videoclip-100-random", "clasp-99", "clasp-99-random"]
-)
+@pytest.mark.parametrize("name", ["coco-clip-500-random", "videoclip-100-random", "clasp-99", "clasp-99-random"])
 def test_negative_controls_retrieve_at_chance(name):
     manifest = load_manifest(name)
     hits = manifest.counts["images"] * manifest.statistics["r1_image_to_text"]

@@ -64,9 +64,7 @@ def same(split):
     ],
 )
 def test_npz_with_every_form_of_relevance(tmp_path, relevance):
-    same(
-        load_split(npz(tmp_path, image=IMAGE, text=TEXT, image_ids=IMAGE_IDS, text_ids=TEXT_IDS, **relevance))
-    )
+    same(load_split(npz(tmp_path, image=IMAGE, text=TEXT, image_ids=IMAGE_IDS, text_ids=TEXT_IDS, **relevance)))
 
 
 def test_safetensors_with_ids_in_the_metadata(tmp_path):
@@ -116,9 +114,7 @@ def test_parquet_keeps_half_precision(tmp_path):
     table = {
         "modality": ["image"] * 30 + ["text"] * 30,
         "id": [str(i) for i in range(30)] * 2,
-        "embedding": pa.FixedSizeListArray.from_arrays(
-            pa.array(np.tile(IMAGE, (2, 1)).astype(np.float16).ravel()), 6
-        ),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(IMAGE, (2, 1)).astype(np.float16).ravel()), 6),
     }
     pq.write_table(pa.table(table), tmp_path / "mine.parquet")
     assert (load_split(tmp_path / "mine.parquet").image == IMAGE.astype(np.float16)).all()
@@ -165,9 +161,7 @@ def test_bank_sources_keep_the_test_rows_and_are_named(tmp_path):
     tests = [r.test.image_ids.tolist() for r in (train, validation, transductive)]
     assert tests[0] == tests[1] == tests[2]
     assert "the half that is not tuned on (10 % of rows)" in validation.bank_source
-    assert set(validation.bank.image_ids) | set(validation.validation.image_ids) == set(
-        train.validation.image_ids
-    )
+    assert set(validation.bank.image_ids) | set(validation.validation.image_ids) == set(train.validation.image_ids)
     assert not set(validation.bank.image_ids) & set(validation.validation.image_ids)
     assert "transductive" in transductive.bank_source and transductive.bank is transductive.test
 
@@ -210,9 +204,7 @@ def test_feature_datasets_load(name, mirror):
     data = load_features(name, n_splits=2, mirror=mirror.path)
     manifest = load_manifest(name)
     assert (data.name, data.model, data.licence) == (name, manifest.model, "MIT")
-    assert (
-        all(isinstance(replicate, Replicate) for replicate in data.replicates) and len(data.replicates) == 2
-    )
+    assert all(isinstance(replicate, Replicate) for replicate in data.replicates) and len(data.replicates) == 2
     if mirror.real:
         sizes = [len(split.image) for r in data.replicates for split in (r.bank, r.validation, r.test)]
         assert sum(sizes) == 2 * manifest.counts["images"]
@@ -240,11 +232,12 @@ def test_without_the_optional_captions_rows_have_numbers_and_the_identity_stays(
     assert bare.replicates[0].test.image_ids[0].isdigit()
 
 
-@pytest.mark.parametrize("name", ["flickr8k", "emoji"])
-def test_datasets_that_are_only_listed_say_why(name):
+def test_datasets_without_stored_embeddings_say_why():
     with pytest.raises(InputError) as error:
-        load_features(name)
-    assert load_manifest(name).known_issues[0] in str(error.value)
+        load_features("flickr8k")
+    assert load_manifest("flickr8k").known_issues[0] in str(error.value)
+    with pytest.raises(InputError, match="raw items, which a model has to encode first"):
+        load_features("emoji")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -355,9 +348,7 @@ def test_wrong_parquet(tmp_path):
     refuse(parquet(tmp_path, good, colour=[1] * 8), ["colour", "modality, id, embedding"])
     for lone in ([0, 1, 2, 3, 0, 1, 2, 9], [0, 1, 2, None, 0, 1, 2, None]):
         refuse(parquet(tmp_path, good, pair=lone), ["image row 3", "no text"])
-    pq.write_table(
-        pa.table({"modality": ["image"], "id": ["a"], "embedding": ["words"]}), tmp_path / "mine.parquet"
-    )
+    pq.write_table(pa.table({"modality": ["image"], "id": ["a"], "embedding": ["words"]}), tmp_path / "mine.parquet")
     refuse(tmp_path / "mine.parquet", [])
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reprolib.errors import InputError
-from reprolib.loaders import glyphs
+from reprolib import paths
+from reprolib.errors import DataUnavailable, InputError
+from reprolib.loaders import emoji, glyphs
 from reprolib.loaders.dataset import Items
 from reprolib.models import encoder, load_embeddings
 from reprolib.models.embed import embed, share_of_texts
 from reprolib.models.registry import find_model
+from tests.loaders.conftest import build_mirror
 from tests.models.conftest import make_items
 
 
@@ -104,6 +106,40 @@ def test_other_banks_are_asked_for_by_name(toy_glyphs: None, mini_clip: Path, lo
     assert len(validation.bank.text) == len(validation.validation.text) == 12
     (transductive,) = load_embeddings("glyphs", str(mini_clip), bank_source="transductive").replicates
     assert transductive.bank is transductive.test and transductive.bank_source.startswith("transductive")
+
+
+@pytest.fixture
+def emoji_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a mirror that holds miniature emoji; nothing else is at hand."""
+    monkeypatch.delenv("REPROLIB_MIRROR", raising=False)
+    build_mirror(tmp_path / "mirror", tmp_path / "manifests")
+    monkeypatch.setattr(paths, "manifests", lambda: tmp_path / "manifests")
+    return tmp_path / "mirror"
+
+
+def test_emoji_of_a_mirror_are_encoded_by_any_model(emoji_mirror: Path, mini_clip: Path, loads: list[str]) -> None:
+    data = load_embeddings("emoji", str(mini_clip), bank_share=0.5, mirror=emoji_mirror)
+    (replicate,) = data.replicates
+    parts = {split: emoji.load_emoji(split, emoji_mirror) for split in emoji.SPLITS}
+    assert (data.name, data.model, replicate.bank_source) == ("emoji", str(mini_clip), "train, 50 %")
+    assert set(replicate.bank.text_ids) < set(parts["train"].text_ids)
+    assert list(replicate.test.image_ids) == list(parts["test"].image_ids)
+    assert replicate.test.image.shape == (len(parts["test"].images), 16)
+    assert data.captions["1f602+1f603"] == "face 2"
+    assert data.pictures is not None and (data.pictures["1f601/noto"] == 5).all()
+    assert data.licence.startswith("per vendor: twemoji CC-BY-4.0")
+    load_embeddings("emoji", str(mini_clip), bank_share=0.5, mirror=emoji_mirror)
+    assert len(loads) == 3  # bank, validation and test, once each
+
+
+def test_without_a_mirror_emoji_are_not_at_hand(emoji_mirror: Path, mini_clip: Path, loads: list[str]) -> None:
+    with pytest.raises(DataUnavailable, match="to obtain it"):
+        load_embeddings("emoji", str(mini_clip))
+
+
+def test_a_dataset_that_is_only_listed_is_not_encoded() -> None:
+    with pytest.raises(InputError, match="flickr8k is listed, but nothing in this package encodes it"):
+        load_embeddings("flickr8k")
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,7 @@ def test_question_steps_add_up(finished: Study) -> None:
         assert first + second + third == pytest.approx(whole)
 
 
-def test_records_and_artefacts_are_the_same_bytes_each_time(
-    make, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_and_artefacts_are_the_same_bytes_each_time(make, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     for name in ("one", "two"):
         folder = tmp_path / name
