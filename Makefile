@@ -1,4 +1,4 @@
-# make reproduce | test | lint | lab | report | lock | glyph-clip | benchmark | clean
+# make reproduce | figures | test | lint | lab | report | lock | glyph-clip | benchmark | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,9 +6,10 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # One kernel at a time: it may use every core. Set OMP_NUM_THREADS to leave some to others.
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce report test lint lab lock glyph-clip benchmark install clean
+.PHONY: reproduce figures report test lint lab lock glyph-clip benchmark install clean
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -49,6 +50,11 @@ lock:
 	{ echo '# Made by `make lock`: the complete environment of pyproject.toml with its `test` group.'; \
 	  sed -E 's/\+[A-Za-z0-9.]+$$//' "$$folder/frozen" | LC_ALL=C sort -f; } > "$$folder/lock"; \
 	mv "$$folder/lock" requirements.lock
+
+# Copies the README's picture, with the artefact it was drawn from, out of the run.
+figures: reproduce
+	mkdir -p figures/hubness-glyphs
+	cp runs/hubness-glyphs/hubs.parquet runs/hubness-glyphs/figures/hubs_image_to_text.* figures/hubness-glyphs/
 
 # Trains the embedded model again (CPU or GPU).
 glyph-clip: $(STAMP)

@@ -208,11 +208,11 @@ def _models() -> Table:
 
 
 def _methods() -> Table:
-    from reprolib.methods import catalogue
+    from reprolib.methods import CATALOGUE
 
-    table = _table("methods", "name", "what it is")
-    for name, summary in catalogue().items():
-        table.add_row(name, _escape(summary))
+    table = _table("methods", "name", "what it is", "source")
+    for name, method in CATALOGUE.items():
+        table.add_row(name, _escape(method.summary), _escape(method.source))
     return table
 
 

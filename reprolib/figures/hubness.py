@@ -202,7 +202,7 @@ def temperature(
 ) -> Drawing:
     """Draw ``metric`` (a share, in percent) against the inverse temperature; table "temperature".
 
-    x is ``beta``, or ``query_beta`` of the dual methods. These are drawn at their tuned ``gallery_beta``,
+    x is ``beta``, ``query_beta`` of the dual methods, 1 / ``tau`` of transport. The dual ones are drawn at their tuned ``gallery_beta``,
     or at the one best in the records where that is unknown; the legend gives it. A ring marks the value
     tuned on validation. ``tuned`` maps a method to its beta or to its parameters, or a direction to such a
     mapping; without it, the parameters of table "main" are taken. ``split`` names the split on which the
@@ -251,6 +251,9 @@ def temperature(
             parameters = best[direction, method]
             found = parameters.get("beta", parameters.get("query_beta"))
             betas = {number(beta) for beta in (found if isinstance(found, list) else [found])}
+            if "tau" in parameters:
+                taus = parameters["tau"]
+                betas = {1 / number(tau) for tau in (taus if isinstance(taus, list) else [taus])}
             for beta in sorted(b for b in betas if line["x"].min() <= b <= line["x"].max()):
                 height = 100 * np.interp(np.log(beta), np.log(line["x"]), line["value"])
                 ax.plot([beta], [height], **ring, markeredgewidth=0.9, zorder=4)

@@ -469,18 +469,18 @@ class Study:
         self._record(table, direction, method, dict(point), "R@1", interval, **more)
 
     def temperature(self) -> pd.DataFrame:
-        """R@1 against the temperature of each method that has one, at its tuned other parameters."""
+        """R@1 against the inverse temperature of each method that has one (beta = 1 / tau), else as tuned."""
         for direction, method in itertools.product(self.directions, self.methods):
-            name = next((n for n in ("beta", "query_beta") if n in CATALOGUE[method].grid), None)
+            name = next((n for n in ("beta", "query_beta", "tau") if n in CATALOGUE[method].grid), None)
             if name is None:
                 continue
             tuned = self.tuned[direction, method]
             for beta in self.betas:
-                hits = [
-                    task.test.hits(task.fit(task.test, method, {**chosen, name: beta}))
-                    for task, chosen in zip(self.tasks[direction], tuned, strict=True)
-                ]
-                self._ablate("temperature", direction, method, _shown(tuned) | {name: beta}, hits)
+                point = {name: 1 / beta if name == "tau" else beta}
+                jobs = zip(self.tasks[direction], tuned, strict=True)
+                hits = [task.test.hits(task.fit(task.test, method, {**chosen, **point})) for task, chosen in jobs]
+                shown = _shown(tuned) | point | ({"beta": beta} if name == "tau" else {})
+                self._ablate("temperature", direction, method, shown, hits)
         return self.table("temperature")
 
     def _chosen(self, *names: str) -> list[str]:
