@@ -202,8 +202,9 @@ def temperature(
 ) -> Drawing:
     """Draw ``metric`` (a share, in percent) against the inverse temperature; table "temperature".
 
-    x is ``beta``, ``query_beta`` of the dual methods, 1 / ``tau`` of transport. The dual ones are drawn at their tuned ``gallery_beta``,
-    or at the one best in the records where that is unknown; the legend gives it. A ring marks the value
+    x is ``beta``, ``query_beta`` of the dual methods, 1 / ``tau`` of transport. The dual methods are drawn at
+    their tuned ``gallery_beta``, or at the one best in the records where that is unknown; the legend gives it.
+    A ring marks the value
     tuned on validation. ``tuned`` maps a method to its beta or to its parameters, or a direction to such a
     mapping; without it, the parameters of table "main" are taken. ``split`` names the split on which the
     records were measured.
