@@ -193,6 +193,8 @@ class Study:
             if not getattr(self, name):
                 raise InputError(f"parameter {name} is empty; name at least one")
         self.methods = list(dict.fromkeys(["none", *self.methods]))
+        if self.methods == ["none"]:
+            raise InputError("parameter methods names no correction; name at least one besides none")
         self.data = load_embeddings(
             self.dataset,
             self.model,
@@ -404,9 +406,8 @@ class Study:
 
     def question(self) -> pd.DataFrame:
         """Split DualIS's gain into steps: IS as released, its temperature, the gallery bank (free, or forced on)."""
-        if not {"is", "dual-is"} <= set(self.methods):
-            raise InputError("the question compares is with dual-is; name both in the parameter methods")
-        for direction in self.directions:
+        asked = {"is", "dual-is"} <= set(self.methods)
+        for direction in self.directions if asked else ():
             released = [{"beta": 20.0}] * len(self.tasks[direction])
             forced = [
                 max((found for found in searched if found[1]["gallery_beta"] > 0), key=lambda found: found[0])[1]
@@ -435,12 +436,18 @@ class Study:
                     p_value=p,
                     p_holm=float(adjusted),
                 )
-        return self.table("question")
+        shown = {"direction": "direction", "metric": "step", "value": "points", "ci_low": "low", "ci_high": "high"}
+        rows = self.table("question").reindex(columns=[*shown, "p_holm"]).rename(columns=shown)
+        rows["step"] = [step.removeprefix("R@1 difference: ") for step in rows["step"]]
+        rows[["points", "low", "high"]] *= 100
+        return rows
 
     def answer(self) -> str:
         """Say in words, per direction, whether tuned DualIS gains over tuned IS."""
-        lines = []
         rows = self.table("question")
+        if rows.empty:
+            return "Not asked: it takes both `is` and `dual-is` among the methods."
+        lines = []
         for row in rows[rows["metric"] == "R@1 difference: DualIS, tuned - IS, tuned"].to_dict("records"):
             chosen = [p["gallery_beta"] for p in self.tuned[row["direction"], "dual-is"]]
             off = sum(beta == 0 for beta in chosen)
@@ -484,7 +491,11 @@ class Study:
         return self.table("temperature")
 
     def _chosen(self, *names: str) -> list[str]:
-        return [name for name in names if name in self.methods]
+        """Return those of ``names`` that are studied, or else the first methods that are."""
+        return [name for name in names if name in self.methods] or self.methods[1:5]
+
+    def _with(self, parameter: str) -> list[str]:
+        return [name for name in self.methods if parameter in CATALOGUE[name].grid]
 
     def bank_size(self, draws: int = 3) -> pd.DataFrame:
         """R@1 against the size of the bank: random shares of it, hits averaged over ``draws`` draws."""
@@ -580,7 +591,7 @@ class Study:
 
     def neighbours(self) -> pd.DataFrame:
         """R@1 of nnn and csls against their number of neighbours k."""
-        for direction, method in itertools.product(self.directions, self._chosen("csls", "nnn")):
+        for direction, method in itertools.product(self.directions, self._with("k")):
             limit = min(len(task.query_bank) for task in self.tasks[direction])
             for k in (k for k in CATALOGUE[method].grid["k"] if k <= limit):
                 jobs = zip(self.tasks[direction], self.tuned[direction, method], strict=True)
@@ -590,7 +601,7 @@ class Study:
 
     def rates(self) -> pd.DataFrame:
         """R@1 of invgc and invgc-localadj against their rates (both equal) and pool; pool 1 is the dense graph."""
-        for direction, method in itertools.product(self.directions, self._chosen("invgc", "invgc-localadj")):
+        for direction, method in itertools.product(self.directions, self._with("rate_gallery")):
             grid = CATALOGUE[method].grid
             pools = sorted(
                 {p["pool_rate"] for t in self.tasks[direction] for p in self._grid(method, t) if "pool_rate" in p}
@@ -615,11 +626,13 @@ class Study:
                 }))  # fmt: skip
         return pd.concat(parts, ignore_index=True)
 
-    def hubs(self, after: str = "is", number: int = 10, queries: int = 12) -> pd.DataFrame:
-        """Return the largest hubs of the first replicate, before and after, with queries that they attract.
+    def hubs(self, after: str | None = None, number: int = 10, queries: int = 12) -> pd.DataFrame:
+        """Return the largest hubs of the first replicate, before and ``after``, with queries that they attract.
 
+        ``after`` is a method: by default ``is``, or the last one where that is not studied.
         One query per item (cluster), right ones first: ten captions of one image would show one attraction.
         """
+        after = after or ("is" if "is" in self.methods else self.methods[-1])
         rows = []
         for direction, (when, method) in itertools.product(self.directions, (("before", "none"), ("after", after))):
             task, top = self.tasks[direction][0], self.measure(direction, method).topk[0]
@@ -662,7 +675,7 @@ class Study:
         records.save(self.rows, folder)
         self.per_query().to_parquet(folder / "per_query.parquet")
         self.occurrences().to_parquet(folder / "occurrences.parquet")
-        self.hubs(after="is" if "is" in self.methods else self.methods[-1]).to_parquet(folder / "hubs.parquet")
+        self.hubs().to_parquet(folder / "hubs.parquet")
         (folder / "identities.json").write_text(
             json.dumps({f"{self.data.name} with {self.data.model}": self.data.identity})
         )

@@ -126,9 +126,20 @@ def test_ties_in_tuning_go_to_the_first_candidate(make) -> None:
 def test_dual_is_without_its_gallery_bank_is_is(make) -> None:
     study = make(gallery_betas=[0, 1e-9])
     study.tune()
-    question = study.question().set_index(["direction", "metric"])["value"]
-    assert (question[:, "R@1 difference: DualIS, tuned - IS, tuned"] == 0).all()
+    question = study.question().set_index(["direction", "step"])["points"]
+    assert (question[:, "DualIS, tuned - IS, tuned"] == 0).all()
     assert "the two are the same method" in study.answer() and study.answer().count("\n") == 1
+
+
+def test_one_method_alone_goes_through_every_step(make) -> None:
+    study = make(methods=["gc"])
+    study.tune()
+    for step in ("evaluate", "compare", "temperature", "bank_size", "bank_sources", "gallery_size"):
+        getattr(study, step)()
+    assert study.question().empty and "takes both" in study.answer()
+    assert study.neighbours().empty and study.rates().empty
+    assert set(study.hubs()["method"]) == {"none", "gc"}
+    assert {"bank_size", "bank_source", "gallery_size", "difference"} <= set(study.table()["table"])
 
 
 def test_question_steps_add_up(finished: Study) -> None:
@@ -177,6 +188,7 @@ def test_clusters_join_what_belongs_together() -> None:
         ({"methods": ["inverted"]}, "unknown method 'inverted'"),
         ({"directions": ["text->picture"]}, "unknown direction"),
         ({"betas": []}, "parameter betas is empty"),
+        ({"methods": ["none"]}, "methods names no correction"),
         ({"k": 51}, "k = 51 exceeds the smallest test gallery, 50"),
     ],
 )
