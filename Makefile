@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # One kernel at a time: it may use every core. Set OMP_NUM_THREADS to leave some to others.
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 20000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: reproduce figures report test lint lab lock glyph-clip benchmark install clean

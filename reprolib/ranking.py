@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reprolib.errors import InputError
 
-BLOCK_BYTES = 16 * 2**20  # one float32 block of scores; small enough for a last-level cache
+BLOCK_BYTES = 32 * 2**20  # one float32 block of scores; about a last-level cache
 _UNIT = 2.0**-24  # unit round-off of float32
 _PAIR_CHUNK = 2**18  # elements taken to float64 at a time: they stay in cache
 
@@ -238,31 +238,40 @@ class _Side:
         self.k = min(k, m if scorer.exclude is None else m - 1)
         self.relevance = relevance
         counts = np.diff(relevance.indptr)
-        item = np.repeat(np.arange(n), counts)
-        slot = np.arange(relevance.nnz) - np.repeat(relevance.indptr[:-1], counts)
-        self.item, self.slot = (torch.as_tensor(a, device=device) for a in (item, slot))
+        self.item = torch.as_tensor(np.repeat(np.arange(n), counts), device=device)
         self.rival = torch.as_tensor(relevance.indices.astype(np.int64), device=device)
         width = int(counts.max(initial=0))
+        self.slot = torch.zeros_like(self.item)  # of a positive among those of its item, from the lowest score
         self.target = torch.full((n, width), torch.inf, device=device)  # canonical scores of the positives
         self.own = torch.full((n, width), -1, dtype=torch.int64, device=device)
-        self.own[self.item, self.slot] = self.rival
         if scorer.transform is None:
             pair = (self.item, self.rival) if axis == 1 else (self.rival, self.item)
-            self.target[self.item, self.slot] = scorer.pairs(*pair)
+            self._place(slice(0, len(self.item)), scorer.pairs(*pair))
         self.above = torch.zeros((n, width), dtype=torch.int64, device=device)
         self.tied, self.before = torch.zeros_like(self.above), torch.zeros_like(self.above)
         self.maxima = torch.full((n, self.k), -torch.inf, device=device)
         self.candidates: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.blocks = 0
+
+    def _place(self, positives: slice, score: Tensor) -> None:
+        """Enter the scores of the positives of some items, each item's from the lowest."""
+        item, rival = self.item[positives], self.rival[positives]
+        order = sort_key(item, -score).argsort(stable=True)
+        slot = torch.empty_like(item)
+        slot[order] = torch.arange(len(item), device=item.device) - torch.searchsorted(item, item)
+        self.slot[positives], self.target[item, slot], self.own[item, slot] = slot, score, rival
 
     def update(self, scores: Tensor, rows: slice, error: float) -> None:
         """Account for one block of scores, whose first axis covers ``rows`` of the queries."""
         items = rows if self.axis == 1 else slice(0, self.n)
         if self.scorer.transform is not None:  # the block itself is canonical
-            here = (self.item >= items.start) & (self.item < items.stop)
-            self.target[self.item[here], self.slot[here]] = scores[self.item[here] - items.start, self.rival[here]]
+            here = slice(*self.relevance.indptr[[items.start, items.stop]].tolist())
+            self._place(here, scores[self.item[here] - items.start, self.rival[here]])
         target = self.target[items]
         if self.k:
-            self._raise_maxima(scores, items)
+            self.blocks += 1
+            if self.axis == 1 or self.blocks.bit_count() == 1:  # later blocks hardly raise it: 1, 2, 4, 8, ...
+                self._raise_maxima(scores, items)
             bound = self.maxima[items, -1] - 2 * error
         else:
             bound = torch.full((len(target),), torch.inf, device=target.device)
@@ -294,13 +303,13 @@ class _Side:
 
     def _count(self, item: Tensor, rival: Tensor, value: Tensor, items: slice, error: float) -> None:
         size = items.stop - items.start
-        for slot in range(self.target.shape[1]):
-            target = self.target[items, slot][item]
-            difference = value - target
-            self.above[items, slot] += torch.bincount(item[difference > error], minlength=size)
-            near = (~(difference.abs() > error)).nonzero().squeeze(1)  # infinity less infinity is NaN, and near
-            if not len(near):
-                continue
+        for slot in range(self.target.shape[1]):  # from the lowest positive: fewer and fewer rivals remain
+            target = self.target[items, slot]
+            remaining = (value >= (target - error)[item]).nonzero().squeeze(1)
+            item, rival, value = item[remaining], rival[remaining], value[remaining]
+            higher = value > (target + error)[item]
+            self.above[items, slot] += torch.bincount(item[higher], minlength=size)
+            near = (~higher).nonzero().squeeze(1)
             who, other = item[near] + items.start, rival[near]
             others = (other != self.own[who, slot]).nonzero().squeeze(1)
             who, other = who[others], other[others]

@@ -202,7 +202,7 @@ def _execute(
     with _socket_folder() as folder:
         environment = {
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow each other down where cores are shared
+            "GOMP_SPINCOUNT": "20000",  # threads that spin longer slow each other down where cores are shared
             records.RUN_DIRECTORY: str(staging),
             "PYTHONPATH": _import_path(),
             "IPYTHONDIR": str(folder),  # nobody's start-up files, no shared history

@@ -40,12 +40,15 @@ def both(w: Workload, block_bytes: int = BLOCK_BYTES) -> list[dict[str, float]]:
 
 
 def corrected(w: Workload, name: str, block_bytes: int = BLOCK_BYTES) -> dict[str, float]:
-    """Fit a correction, then complete metrics and k-occurrence of caption to image."""
+    """Fit a correction, then complete metrics and k-occurrence of caption to image.
+
+    The embeddings are of unit length already, so neither side copies them to normalise.
+    """
     banks = {
-        label: Bank(ranking.as_embeddings(getattr(w, label), label), label, block_bytes)
+        label: Bank(ranking.as_embeddings(getattr(w, label), label, normalize=False), label, block_bytes)
         for label in CATALOGUE[name].needs
     }
-    scorer = methods.fit(name, w.captions, w.images, **banks)
+    scorer = methods.fit(name, w.captions, w.images, normalize=False, **banks)
     return _summary(ranking.rank(scorer, w.relevance, naive.K, block_bytes=block_bytes), len(w.images))
 
 

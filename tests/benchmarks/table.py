@@ -62,7 +62,7 @@ def markdown(found: Results, size: Size) -> str:
         f"{size.images:,} images, {captions:,} captions, {size.width} dimensions; query bank {size.query_bank:,} "
         f"captions, gallery bank {size.gallery_bank:,} images; synthetic, with a modality gap and hubs. The "
         "comparison builds every matrix whole in float32 with NumPy and sorts it (stable argsort); it finds the same "
-        "metrics. Rounds of the two alternate; medians.",
+        "metrics. Medians of our rounds; the bare product and the metrics alternate.",
         "",
         "## Complete metrics and k-occurrence of both directions",
         "",
