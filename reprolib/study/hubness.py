@@ -404,6 +404,28 @@ class Study:
                 )  # fmt: skip
         return self.table("difference")
 
+    def conclusion(self) -> str:
+        """Say in words, per direction, which corrections differ in R@1 from ``none`` and from tuned ``is``."""
+        rows = self.table("difference")
+        lines = []
+        for (direction, reference), here in rows.groupby(["direction", "reference"], sort=False):
+            clear = here[here["p_holm"] < 0.05].sort_values("value", ascending=False)
+            better, worse = (
+                ", ".join(
+                    f"`{row['method']}` ({100 * row['value']:+.1f}, {100 * row['ci_low']:+.1f} to "
+                    f"{100 * row['ci_high']:+.1f} points)"
+                    for row in clear[chosen].to_dict("records")
+                )
+                or "no method"
+                for chosen in (clear["value"] > 0, clear["value"] < 0)
+            )
+            name = "no correction" if reference == "none" else "tuned inverted softmax"
+            lines.append(
+                f"- **{self.data.name}, {direction}**, against {name}, {len(here)} methods: better after Holm's "
+                f"correction {better}; worse {worse}. For the others no difference is established."
+            )
+        return "\n".join(lines)
+
     def question(self) -> pd.DataFrame:
         """Split DualIS's gain into steps: IS as released, its temperature, the gallery bank (free, or forced on)."""
         asked = {"is", "dual-is"} <= set(self.methods)

@@ -142,6 +142,18 @@ def test_one_method_alone_goes_through_every_step(make) -> None:
     assert {"bank_size", "bank_source", "gallery_size", "difference"} <= set(study.table()["table"])
 
 
+def test_the_conclusion_names_exactly_the_clear_differences(finished: Study) -> None:
+    rows = finished.table("difference").copy()
+    lines = finished.conclusion().splitlines()
+    assert len(lines) == rows.groupby(["direction", "reference"]).ngroups
+    for line, (_, here) in zip(lines, rows.groupby(["direction", "reference"], sort=False), strict=True):
+        better, worse = line.split("worse")
+        for row in here.to_dict("records"):
+            clear = row["p_holm"] < 0.05
+            assert (f"`{row['method']}` (" in better) == (clear and row["value"] > 0)
+            assert (f"`{row['method']}` (" in worse) == (clear and row["value"] < 0)
+
+
 def test_question_steps_add_up(finished: Study) -> None:
     steps = finished.table("question").set_index(["direction", "metric"])["value"]
     for direction in finished.directions:
