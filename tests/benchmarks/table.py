@@ -54,6 +54,7 @@ def markdown(found: Results, size: Size) -> str:
     unit, ours = found.metrics["product"], found.metrics["metrics"]
     ratios = [a / b for a, b in zip(ours, unit, strict=True)]
     load = os.getloadavg()[1]
+    missing = [name for name in CORRECTIONS if name not in found.corrections]
     lines = [
         "# Benchmarks",
         "",
@@ -88,6 +89,7 @@ def markdown(found: Results, size: Size) -> str:
                 for name, r in found.corrections.items()
             ),
         ),
+        *([f"Not measured in this run: {', '.join(missing)}.", ""] if missing else []),
         "## Peak memory is set by the block, not by the bank",
         "",
         f"Peak above the embeddings at hand, MiB; default block {BLOCK_BYTES // MIB} MiB.",
