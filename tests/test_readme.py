@@ -65,3 +65,12 @@ def test_the_encoding_example_makes_a_file_that_loads(tmp_path: Path, monkeypatc
     names["pairs"] = np.stack([np.arange(12), np.arange(12)], 1)
     exec(compile(PYTHON[0].replace("openai/clip-vit-base-patch32", "glyph-clip"), "README.md", "exec"), names)
     assert len(load_features(tmp_path / "coco.npz", n_splits=1).replicates) == 1
+
+
+def test_the_speed_numbers_are_those_of_the_benchmark() -> None:
+    measured = (root() / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    speed = TEXT.split("## Speed and memory")[1].split("\n## ")[0]
+    rows = [line for line in speed.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10 and all(row in measured for row in rows)
+    ratio = re.search(r"take ([\d.]+) times one bare", speed)
+    assert ratio and f"| {ratio[1]} (" in measured
