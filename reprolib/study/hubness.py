@@ -11,15 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from reprolib import ranking
@@ -29,15 +26,13 @@ from reprolib.methods import CATALOGUE, Bank
 from reprolib.methods.base import TEMPERATURES
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
 from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
-from reprolib.metrics.statistics import ClusterBootstrap, Interval, holm, jackknife, permutation_test
+from reprolib.metrics.statistics import Interval, holm, jackknife
 from reprolib.models import load_embeddings
 from reprolib.ranking import Scorer
-from reprolib.study import records
 from reprolib.study.parameters import check
+from reprolib.study.protocol import Protocol, Side, oriented, shown, subset, words
 
-STUDY = "hubness"
 DIRECTIONS = ("text->image", "image->text")
-_HELD = 2**26  # entries of a float64 score matrix that may be kept for a grid search
 STEPS = (  # what DualIS's gain over no correction is made of, and what it is worth against tuned IS
     ("IS, beta 20", "none"),
     ("IS, tuned", "IS, beta 20"),
@@ -45,56 +40,6 @@ STEPS = (  # what DualIS's gain over no correction is made of, and what it is wo
     ("DualIS, tuned, gallery bank on", "IS, tuned"),
     ("DualIS, tuned", "none"),
 )
-
-
-def _oriented(split: Split, direction: str) -> tuple[np.ndarray, np.ndarray, scipy.sparse.csr_array]:
-    """Return queries, gallery and relevance [queries, gallery] of a split in a direction."""
-    if direction == "text->image":
-        return split.text, split.image, scipy.sparse.csr_array(split.relevance.T)
-    return split.image, split.text, split.relevance
-
-
-class Side:
-    """One split seen in one direction: unit-length queries and gallery, relevance, ids and clusters."""
-
-    def __init__(self, split: Split, direction: str, device: str) -> None:
-        queries, gallery, self.relevance = _oriented(split, direction)
-        self.queries = ranking.as_embeddings(queries, f"{direction} queries", device=device)
-        self.gallery = ranking.as_embeddings(gallery, f"{direction} gallery", device=device)
-        ids = (split.text_ids, split.image_ids) if direction == "text->image" else (split.image_ids, split.text_ids)
-        self.query_ids, self.gallery_ids = ids
-        by_image, by_text = split.components()
-        first = np.full(by_image.max() + 1, -1)
-        np.maximum.at(first, by_image[::-1], np.arange(len(by_image))[::-1])
-        first[by_image[::-1]] = np.arange(len(by_image))[::-1]  # the first image names its component
-        self.clusters = split.image_ids[first[by_text if direction == "text->image" else by_image]]
-
-    @cached_property
-    def _raw(self) -> Tensor:
-        return self.queries.double() @ self.gallery.double().T
-
-    def best(self, scorer: Scorer) -> np.ndarray:
-        """Return the best gallery item of every query, int64 [n]; ties by index, as everywhere.
-
-        Scorers of these very embeddings share one product, which is what makes a grid search cheap.
-        """
-        shared = scorer.queries is self.queries and scorer.gallery is self.gallery
-        if not shared or self.queries.shape[0] * self.gallery.shape[0] > _HELD:
-            return ranking.topk(scorer, 1)[:, 0]
-        best = []
-        for rows in ranking.blocks(*scorer.shape, 2**20):  # small enough to stay in cache
-            scores = self._raw[rows]
-            if scorer.transform is not None:
-                scores = scorer.transform(scores.float(), rows)
-            elif scorer.bias is not None:
-                scores = scores - (scorer.bias if scorer.state is None else scorer.bias[scorer.state[rows]])
-            best.append(scores.float().cpu().numpy().argmax(1))
-        return np.concatenate(best)
-
-    def hits(self, scorer: Scorer) -> np.ndarray:
-        """Return for every query whether its best item is relevant, float64 [n]."""
-        best = self.best(scorer)
-        return np.asarray(self.relevance[np.arange(len(best)), best], dtype=np.float64).ravel()
 
 
 @dataclass(frozen=True)
@@ -126,19 +71,11 @@ class Measurement:
 
 
 def _banks(split: Split, direction: str, device: str) -> tuple[Bank, Bank]:
-    queries, gallery, _ = _oriented(split, direction)
+    queries, gallery, _ = oriented(split, direction)
     return (
         Bank(ranking.as_embeddings(queries, "query bank", device=device), "query bank"),
         Bank(ranking.as_embeddings(gallery, "gallery bank", device=device), "gallery bank"),
     )
-
-
-def _subset(split: Split, share: float, seed: int) -> Split:
-    """Return a random share of a split by component: items that belong together stay together."""
-    labels, _ = split.components()
-    names = np.unique(labels)
-    chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
-    return split.take(np.flatnonzero(np.isin(labels, chosen)))
 
 
 def _random_directions(split: Split, seed: int) -> Split:
@@ -154,12 +91,14 @@ def _limited(parameters: Mapping[str, Any], bank: Bank) -> dict[str, Any]:
 
 
 @dataclass
-class Study:
+class Study(Protocol):
     """The study on one dataset; every public method returns a table for the notebook and keeps its records.
 
     Parameters are those of the notebook's parameters cell, which documents them. Raises InputError for a name or a
     value that is not valid (with the nearest valid names) and DataUnavailable if the data is not at hand.
     """
+
+    study: ClassVar[str] = "hubness"
 
     dataset: str = "glyphs"
     model: str | None = None
@@ -187,7 +126,7 @@ class Study:
         self.methods = list(CATALOGUE) if self.methods is None else self.methods
         for name in ("directions", "methods", "betas", "gallery_betas", "bank_sizes", "gallery_sizes"):
             setattr(self, name, list(getattr(self, name)))
-        check({name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rows"})
+        check({entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rows"})
         self.methods = list(CATALOGUE) if self.methods is None else self.methods
         for name in ("directions", "methods", "betas", "bank_sizes", "gallery_sizes"):
             if not getattr(self, name):
@@ -227,10 +166,6 @@ class Study:
         self.tuned: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self._searched: dict[tuple[str, str], list[list[tuple[float, dict[str, Any]]]]] = {}
         self._measured: dict[tuple, Measurement] = {}
-        self._bootstraps = {
-            direction: ClusterBootstrap(self._clusters(direction), seed=self.seed, resamples=self.n_bootstrap)
-            for direction in self.directions
-        }
 
     # --- small shared parts -------------------------------------------------------------------------------------
 
@@ -240,29 +175,9 @@ class Study:
     def _record(
         self, table: str, direction: str, method: str, parameters: Any, metric: str, found: Interval, **more: Any
     ) -> None:
-        self.rows.append(
-            {
-                "study": STUDY,
-                "dataset": self.data.name,
-                "model": self.data.model,
-                "direction": direction,
-                "method": method,
-                "parameters": _shown(parameters),
-                "bank": "none" if method == "none" else self.bank,
-                "metric": metric,
-                "value": found.value,
-                "ci_low": found.low,
-                "ci_high": found.high,
-                "n": len(self._clusters(direction)),
-                "table": table,
-            }
-            | more
-        )
-
-    def table(self, *tables: str) -> pd.DataFrame:
-        """Return the records so far (of these tables), one row each."""
-        rows = [row for row in self.rows if not tables or row["table"] in tables]
-        return pd.DataFrame(rows)
+        bank = "none" if method == "none" else self.bank
+        given = {"direction": direction, "method": method, "parameters": parameters, "bank": bank} | more
+        self.record(table, metric, found, given.pop("n", len(self._clusters(direction))), **given)
 
     def _grid(self, method: str, task: Task) -> list[dict[str, Any]]:
         """Return the candidates of a method; temperatures come from ``betas`` for every method alike."""
@@ -315,7 +230,7 @@ class Study:
     def tune(self) -> pd.DataFrame:
         """Choose every method's parameters by R@1 on validation; ties go to the first of the grid."""
         jobs = [(d, task, m) for d, tasks in self.tasks.items() for task in tasks for m in self.methods]
-        shown = []
+        found = []
         for direction, task, method in tqdm(jobs, desc="tuning on validation", leave=False):
             self._warm(task, task.validation)
             candidates = self._grid(method, task)
@@ -325,20 +240,20 @@ class Study:
             best = int(np.argmax(recall))
             self.tuned.setdefault((direction, method), []).append(candidates[best])
             self._searched.setdefault((direction, method), []).append(list(zip(recall, candidates, strict=True)))
-            shown.append(
+            found.append(
                 {
                     "direction": direction,
                     "method": method,
                     "candidates": len(candidates),
-                    "chosen": _shown([candidates[best]]),
+                    "chosen": shown([candidates[best]]),
                     "validation R@1": recall[best],
                 }
             )
-        frame = pd.DataFrame(shown)
+        frame = pd.DataFrame(found)
         keys = ["direction", "method"]
         rows = frame.groupby(keys, sort=False)["validation R@1"].mean().reset_index()
         rows.insert(2, "candidates", frame.groupby(keys, sort=False)["candidates"].max().to_numpy())
-        rows.insert(3, "chosen", [_words(_shown(self.tuned[tuple(key)])) for key in rows[keys].to_numpy()])
+        rows.insert(3, "chosen", [words(shown(self.tuned[tuple(key)])) for key in rows[keys].to_numpy()])
         return rows
 
     def measure(
@@ -360,7 +275,7 @@ class Study:
     def evaluate(self) -> pd.DataFrame:
         """Report every tuned method once on the test split, with 95 % intervals; return the main table."""
         for direction, method in tqdm(list(itertools.product(self.directions, self.methods)), desc="test", leave=False):
-            found, bootstrap = self.measure(direction, method), self._bootstraps[direction]
+            found, bootstrap = self.measure(direction, method), self.bootstrap(self._clusters(direction))
             intervals = {
                 name: bootstrap.mean(values) for name, values in found.values.items() if not name.startswith("rank")
             }
@@ -386,9 +301,7 @@ class Study:
         return jackknife(statistic, self._clusters(direction), seed=self.seed)
 
     def _difference(self, direction: str, one: Measurement, other: Measurement) -> tuple[Interval, float]:
-        difference = one.values["R@1"] - other.values["R@1"]
-        p = permutation_test(difference, self._clusters(direction), seed=self.seed, permutations=self.n_permutations)
-        return self._bootstraps[direction].mean(difference), p
+        return self.difference(one.values["R@1"], other.values["R@1"], self._clusters(direction))
 
     def compare(self) -> pd.DataFrame:
         """Compare R@1 of every method with ``none`` and with tuned ``is``: paired, Holm within each comparison."""
@@ -458,8 +371,8 @@ class Study:
                     p_value=p,
                     p_holm=float(adjusted),
                 )
-        shown = {"direction": "direction", "metric": "step", "value": "points", "ci_low": "low", "ci_high": "high"}
-        rows = self.table("question").reindex(columns=[*shown, "p_holm"]).rename(columns=shown)
+        columns = {"direction": "direction", "metric": "step", "value": "points", "ci_low": "low", "ci_high": "high"}
+        rows = self.table("question").reindex(columns=[*columns, "p_holm"]).rename(columns=columns)
         rows["step"] = [step.removeprefix("R@1 difference: ") for step in rows["step"]]
         rows[["points", "low", "high"]] *= 100
         return rows
@@ -494,7 +407,7 @@ class Study:
     def _ablate(
         self, table: str, direction: str, method: str, point: Mapping[str, Any], hits: Iterable[np.ndarray], **more: Any
     ) -> None:
-        interval = self._bootstraps[direction].mean(np.concatenate(list(hits)))
+        interval = self.bootstrap(self._clusters(direction)).mean(np.concatenate(list(hits)))
         self._record(table, direction, method, dict(point), "R@1", interval, **more)
 
     def temperature(self) -> pd.DataFrame:
@@ -508,8 +421,8 @@ class Study:
                 point = {name: 1 / beta if name == "tau" else beta}
                 jobs = zip(self.tasks[direction], tuned, strict=True)
                 hits = [task.test.hits(task.fit(task.test, method, {**chosen, **point})) for task, chosen in jobs]
-                shown = _shown(tuned) | point | ({"beta": beta} if name == "tau" else {})
-                self._ablate("temperature", direction, method, shown, hits)
+                told = shown(tuned) | point | ({"beta": beta} if name == "tau" else {})
+                self._ablate("temperature", direction, method, told, hits)
         return self.table("temperature")
 
     def _chosen(self, *names: str) -> list[str]:
@@ -531,7 +444,7 @@ class Study:
                 each = []
                 for draw in range(draws if share < 1 else 1):
                     bank = self.data.replicates[number].bank
-                    part = bank if share >= 1 else _subset(bank, share, self.seed + draw)
+                    part = bank if share >= 1 else subset(bank, share, self.seed + draw)
                     banks = _banks(part, direction, self.device)
                     each.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
                     sizes.append(len(banks[0]))
@@ -580,7 +493,7 @@ class Study:
                 ):
                     banks = _banks(split, direction, self.device)
                     hits.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
-                self._ablate("bank_source", direction, method, _shown(self.tuned[direction, method]), hits, bank=source)
+                self._ablate("bank_source", direction, method, shown(self.tuned[direction, method]), hits, bank=source)
         for direction in self.directions if "dual-is" in self.methods else ():
             for source, name, off in (("query bank only", "query_beta", "gallery_beta"),
                                       ("gallery bank only", "gallery_beta", "query_beta")):  # fmt: skip
@@ -597,11 +510,11 @@ class Study:
         """R@1 with a random share of the test items (an item stays with all that is relevant to it)."""
         for direction, share in itertools.product(self.directions, self.gallery_sizes):
             sides = [
-                Side(r.test if share >= 1 else _subset(r.test, share, self.seed), direction, self.device)
+                Side(r.test if share >= 1 else subset(r.test, share, self.seed), direction, self.device)
                 for r in self.data.replicates
             ]
             clusters = np.concatenate([side.clusters for side in sides])
-            bootstrap = ClusterBootstrap(clusters, seed=self.seed, resamples=self.n_bootstrap)
+            bootstrap = self.bootstrap(clusters)
             size = round(float(np.mean([len(side.gallery) for side in sides])))
             for method in self._chosen("none", "is", "dual-is", "nnn"):
                 jobs = zip(self.tasks[direction], sides, self.tuned[direction, method], strict=True)
@@ -663,8 +576,8 @@ class Study:
                 every = np.flatnonzero((top == hub).any(1))
                 right = np.asarray(task.test.relevance[every, np.full(len(every), hub)]).ravel()
                 _, first = np.unique(task.test.clusters[every], return_index=True)
-                shown = first[np.lexsort((every[first], ~right[first]))][:queries]
-                attracted, relevant = every[shown], right[shown]
+                picked = first[np.lexsort((every[first], ~right[first]))][:queries]
+                attracted, relevant = every[picked], right[picked]
                 rows.append({
                     "direction": direction, "when": when, "method": method, "hub": place,
                     "gallery_id": str(task.test.gallery_ids[hub]), "n_k": int(counts[hub]),
@@ -686,33 +599,6 @@ class Study:
             }))  # fmt: skip
         return pd.concat(parts, ignore_index=True)
 
-    def show(self, name: str, drawing: Any) -> Any:
-        """Save a figure under ``figures/`` of the run and return it for display."""
-        drawing.save(records.run_directory(STUDY) / "figures", name)
-        return drawing
-
     def save(self) -> Path:
         """Write all artefacts of the study into the run's folder and return it."""
-        folder = records.run_directory(STUDY)
-        records.save(self.rows, folder)
-        self.per_query().to_parquet(folder / "per_query.parquet")
-        self.occurrences().to_parquet(folder / "occurrences.parquet")
-        self.hubs().to_parquet(folder / "hubs.parquet")
-        (folder / "identities.json").write_text(
-            json.dumps({f"{self.data.name} with {self.data.model}": self.data.identity})
-        )
-        return folder
-
-
-def _shown(parameters: Any) -> dict[str, Any]:
-    """Return one mapping for the parameters of all replicates: a value where they agree, else the list of them."""
-    if isinstance(parameters, Mapping):
-        return dict(parameters)
-    return {
-        name: parameters[0][name] if len({p[name] for p in parameters}) == 1 else [p[name] for p in parameters]
-        for name in parameters[0]
-    }
-
-
-def _words(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in parameters.items()) or "-"
+        return super().save(per_query=self.per_query(), occurrences=self.occurrences(), hubs=self.hubs())
