@@ -229,7 +229,9 @@ class Ranking:
 class _Side:
     """Counts for the items of one axis of the score matrix, against the other axis as rivals."""
 
-    def __init__(self, scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, axis: int) -> None:
+    def __init__(
+        self, scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, axis: int, score: Tensor | None = None
+    ) -> None:
         n, m = scorer.shape if axis == 1 else scorer.shape[::-1]
         device = scorer.queries.device
         if k < 0:
@@ -246,7 +248,8 @@ class _Side:
         self.own = torch.full((n, width), -1, dtype=torch.int64, device=device)
         if scorer.transform is None:
             pair = (self.item, self.rival) if axis == 1 else (self.rival, self.item)
-            self._place(slice(0, len(self.item)), scorer.pairs(*pair))
+            self.score = scorer.pairs(*pair) if score is None else score
+            self._place(slice(0, len(self.item)), self.score)
         self.above = torch.zeros((n, width), dtype=torch.int64, device=device)
         self.tied, self.before = torch.zeros_like(self.above), torch.zeros_like(self.above)
         self.maxima = torch.full((n, self.k), -torch.inf, device=device)
@@ -289,7 +292,7 @@ class _Side:
 
     def _raise_maxima(self, scores: Tensor, items: slice) -> None:
         """Raise the lower bound of each item's k-th best score: the k-th largest of the maxima of disjoint groups."""
-        length = scores.shape[self.axis]
+        length = scores.shape[self.axis] // 2 if self.axis == 1 else len(scores)  # half a row bounds it nearly as well
         groups = min(length, max(8 * self.k, length // 32))
         if groups < self.k:  # such a short block says nothing about the k-th best
             return
@@ -302,20 +305,27 @@ class _Side:
         self.maxima[items] = both.topk(self.k, dim=1).values
 
     def _count(self, item: Tensor, rival: Tensor, value: Tensor, items: slice, error: float) -> None:
-        size = items.stop - items.start
-        for slot in range(self.target.shape[1]):  # from the lowest positive: fewer and fewer rivals remain
-            target = self.target[items, slot]
-            remaining = (value >= (target - error)[item]).nonzero().squeeze(1)
-            item, rival, value = item[remaining], rival[remaining], value[remaining]
-            higher = value > (target + error)[item]
-            self.above[items, slot] += torch.bincount(item[higher], minlength=size)
-            near = (~higher).nonzero().squeeze(1)
-            who, other = item[near] + items.start, rival[near]
-            others = (other != self.own[who, slot]).nonzero().squeeze(1)
-            who, other = who[others], other[others]
-            exact = value[near][others]
-            if self.scorer.transform is None and len(who):
-                exact = self.scorer.pairs(*((who, other) if self.axis == 1 else (other, who)))
+        """Count the rivals ``item``, ``rival``, ``value`` [p] of a block above each positive of their items."""
+        size, width = items.stop - items.start, self.target.shape[1]
+        low, high = self.target[items] - error, self.target[items] + error
+        reached = torch.zeros(len(value), dtype=torch.uint8, device=value.device)
+        for slot in range(width):  # from the lowest positive: who reaches one has reached those before
+            reached += (value >= low[:, slot].contiguous().index_select(0, item)).view(torch.uint8)
+        cell = item * (width + 1) + reached
+        near = value <= torch.nn.functional.pad(high, (1, 0), value=-torch.inf).view(-1).index_select(0, cell)
+        near = near.nonzero().squeeze(1)
+        every, unsure = (torch.bincount(c, minlength=size * (width + 1)) for c in (cell, cell[near]))
+        cells = every - unsure
+        self.above[items] += cells.view(size, width + 1)[:, 1:].flip(1).cumsum(1).flip(1)
+        item, rival, value, reached = item[near], rival[near], value[near], reached[near]
+        for slot in range(width):
+            here = ((reached > slot) & (rival != self.own[items, slot][item])).nonzero().squeeze(1)
+            who, other, exact = item[here] + items.start, rival[here], value[here]
+            settled = exact > high[item[here], slot]
+            if self.scorer.transform is None and not bool(settled.all()):
+                unsettled = (~settled).nonzero().squeeze(1)
+                pair = (who[unsettled], other[unsettled])
+                exact[unsettled] = self.scorer.pairs(*(pair if self.axis == 1 else pair[::-1]))
             wanted = self.target[who, slot]
             same = exact == wanted
             for counter, chosen in (
@@ -361,8 +371,8 @@ def _true_entries(mask: Tensor) -> Tensor:
     """Return where a sparse mask [n] holds, ascending; it is searched eight entries at a time."""
     body = len(mask) // 8 * 8
     words = mask[:body].view(torch.int64).nonzero().squeeze(1)
-    inside = mask[:body].view(-1, 8)[words].nonzero()
-    return torch.cat([8 * words[inside[:, 0]] + inside[:, 1], mask[body:].nonzero().squeeze(1) + body])
+    inside = mask[:body].view(torch.int64).index_select(0, words).view(torch.bool).nonzero().squeeze(1)
+    return torch.cat([8 * words.index_select(0, inside >> 3) + (inside & 7), mask[body:].nonzero().squeeze(1) + body])
 
 
 def sort_key(group: Tensor, value: Tensor) -> Tensor:
@@ -412,7 +422,9 @@ def rank_both(
         raise InputError("rank_both needs scores that mean the same in both directions; call rank for each instead")
     forward = as_relevance(relevance, *scorer.shape)
     backward = as_relevance(forward.T, *scorer.shape[::-1])
-    sides = _Side(scorer, forward, k, axis=1), _Side(scorer, backward, k, axis=0)
+    by_query = _Side(scorer, forward, k, axis=1)
+    order = forward.indices.argsort(kind="stable")  # CSR of the transpose: by item, then by query
+    sides = by_query, _Side(scorer, backward, k, axis=0, score=by_query.score[torch.as_tensor(order)])
     error = scorer.error_bound()
     for rows in blocks(*scorer.shape, block_bytes):
         scores = scorer.block(rows)
