@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import scipy.stats
 
-from reprolib.errors import InputError
+from reprolib.errors import InputError, nearest
 
 RESAMPLES = 2000
 _CHUNK = 2**22  # numbers drawn at a time
@@ -36,10 +37,10 @@ def _clusters(clusters: np.ndarray) -> np.ndarray:
 
 
 class ClusterBootstrap:
-    """Percentile bootstrap over clusters [n]; one set of resamples serves every metric and every system.
+    """Bootstrap over clusters [n]; one set of resamples serves every metric and every system.
 
     Systems measured on the same queries therefore see the same resamples: pass differences for a paired
-    comparison. (Efron and Tibshirani 1993, sections 8 and 13.)
+    comparison. (Efron and Tibshirani 1993, sections 8, 13 and 14.)
     """
 
     def __init__(self, clusters: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95) -> None:
@@ -66,8 +67,14 @@ class ClusterBootstrap:
             raise InputError(f"{len(values)} values, but cluster labels for {len(self.label)} queries; they must agree")
         return values
 
-    def mean(self, values: np.ndarray) -> Interval:
-        """Return the mean of ``values`` [n] with its interval."""
+    def mean(self, values: np.ndarray, method: str = "percentile") -> Interval:
+        """Return the mean of ``values`` [n] with its interval.
+
+        ``method="percentile"``, or ``"bca"``: corrected for bias and for the skewness of the cluster sums, with the
+        delete-one-cluster jackknife (Efron and Tibshirani 1993, section 14.3).
+        """
+        if method not in ("percentile", "bca"):
+            raise nearest(str(method), ("percentile", "bca"), "interval method")
         values = self._check(values)
         sums = np.bincount(self.label, weights=values)
         step = max(1, _CHUNK // len(sums))
@@ -77,7 +84,23 @@ class ClusterBootstrap:
                 for w in (self.weights[start : start + step] for start in range(0, len(self.weights), step))
             ]
         )
-        return self._interval(sums.sum() / self.size.sum(), replicas)
+        value = sums.sum() / self.size.sum()
+        if method == "bca":
+            return Interval(float(value), *self._bca(value, replicas, sums))
+        return self._interval(value, replicas)
+
+    def _bca(self, value: float, replicas: np.ndarray, sums: np.ndarray) -> tuple[float, float]:
+        rounding = 1e-12 * np.abs(sums).sum() / self.size.sum()  # equal means in another order of addition are ties
+        below, tied = (replicas < value - rounding).mean(), (np.abs(replicas - value) <= rounding).mean()
+        if tied == 1:
+            return float(value), float(value)
+        bias = scipy.special.ndtri(below + tied / 2)
+        left_out = (sums.sum() - sums) / (self.size.sum() - self.size)
+        u = left_out.mean() - left_out
+        acceleration = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
+        z = bias + scipy.special.ndtri(self.ends)
+        low, high = np.quantile(replicas, scipy.special.ndtr(bias + z / (1 - acceleration * z)))
+        return float(low), float(high)
 
     def median(self, values: np.ndarray) -> Interval:
         """Return the median of ``values`` [n] with its interval (of a resample: its lower median)."""
@@ -93,10 +116,57 @@ class ClusterBootstrap:
 
 
 def bootstrap_mean(
-    values: np.ndarray, clusters: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+    values: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    method: str = "percentile",
 ) -> Interval:
-    """Return the mean of ``values`` [n] with its percentile bootstrap interval over ``clusters`` [n]."""
-    return ClusterBootstrap(clusters, seed=seed, resamples=resamples, level=level).mean(values)
+    """Return the mean of ``values`` [n] with its bootstrap interval over ``clusters`` [n]; ``method`` as there."""
+    return ClusterBootstrap(clusters, seed=seed, resamples=resamples, level=level).mean(values, method)
+
+
+def equivalent(interval: Interval, target: float, margin: float) -> bool:
+    """Return whether the whole interval lies within ``margin`` of ``target``.
+
+    For an interval of level 1 - 2 alpha these are two one-sided tests (TOST) at alpha each (Schuirmann 1987): a 95 %
+    interval tests at 2.5 %, half the customary alpha, and so is conservative. An interval that merely covers the
+    target, p > 0.05, is no evidence of equality.
+    """
+    if not margin >= 0:
+        raise InputError(f"margin = {margin!r} is not a number of at least 0")
+    return target - margin <= interval.low and interval.high <= target + margin
+
+
+def tost(differences: np.ndarray, clusters: np.ndarray, margin: float) -> float:
+    """Return the p-value of "the mean of ``differences`` [n] is ``margin`` or more away from 0".
+
+    Two one-sided t-tests with standard errors over ``clusters`` [n], of which the larger p counts. A small p shows
+    equivalence. Where every query is a cluster this is the paired TOST.
+    """
+    label, differences = _clusters(clusters), _paired(differences, clusters)
+    if not margin > 0:
+        raise InputError(f"margin = {margin!r} is not a number above 0")
+    n, size = int(label.max()) + 1, np.bincount(label)
+    if n < 2:
+        raise InputError("a single cluster has no standard error; a test needs at least two")
+    mean = differences.mean()
+    residual = np.bincount(label, weights=differences) - mean * size
+    error = np.sqrt(n / (n - 1) * (residual**2).sum()) / len(differences)
+    if error == 0:
+        return float(abs(mean) >= margin)
+    return float(scipy.stats.t.sf((margin - abs(mean)) / error, n - 1))
+
+
+def _paired(differences: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    differences = np.asarray(differences, dtype=np.float64)
+    if differences.shape != np.shape(clusters):
+        raise InputError(f"{len(differences)} values, but cluster labels for {len(clusters)} queries; they must agree")
+    if np.isnan(differences).any():
+        raise InputError(f"the difference of query {int(np.isnan(differences).argmax())} is NaN")
+    return differences
 
 
 def permutation_test(
@@ -106,11 +176,7 @@ def permutation_test(
 
     (b + 1) / (m + 1) with b permutations at least as extreme of m (Phipson and Smyth 2010): never 0.
     """
-    label, differences = _clusters(clusters), np.asarray(differences, dtype=np.float64)
-    if differences.shape != label.shape:
-        raise InputError(f"{len(differences)} values, but cluster labels for {len(label)} queries; they must agree")
-    if np.isnan(differences).any():
-        raise InputError(f"the difference of query {int(np.isnan(differences).argmax())} is NaN")
+    label, differences = _clusters(clusters), _paired(differences, clusters)
     sums = np.bincount(label, weights=differences)
     sums = sums[sums != 0]  # a cluster without a difference says nothing either way
     least = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()  # an equal sum in another order of addition is as extreme
@@ -129,6 +195,19 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
+    """Return Benjamini and Hochberg's step-up adjusted p-values (1995), in the order given.
+
+    They bound the false discovery rate of independent (or positively dependent) tests; ``holm`` bounds the chance of
+    any false discovery, whatever the dependence.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(-p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1)))
     return adjusted
 
 
