@@ -280,7 +280,7 @@ class _Side:
             bound = torch.full((len(target),), torch.inf, device=target.device)
         cut = torch.minimum(target.amin(1) - error, bound) if target.shape[1] else bound
         mask = scores >= (cut[:, None] if self.axis == 1 else cut)
-        flat = _true_entries(mask.view(-1))
+        flat = true_entries(mask.view(-1))
         value = scores.view(-1)[flat]
         row = torch.div(flat, scores.shape[1], rounding_mode="floor")
         column = flat - row * scores.shape[1]
@@ -367,7 +367,7 @@ class _Side:
         return Ranking(self.relevance, *(c[pick].cpu().numpy() for c in columns), best.cpu().numpy())
 
 
-def _true_entries(mask: Tensor) -> Tensor:
+def true_entries(mask: Tensor) -> Tensor:
     """Return where a sparse mask [n] holds, ascending; it is searched eight entries at a time."""
     body = len(mask) // 8 * 8
     words = mask[:body].view(torch.int64).nonzero().squeeze(1)

@@ -17,7 +17,7 @@ from reprolib.ranking import ArrayLike, Scorer
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0)
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TILE = 2048  # bank items per tile: fixed, so that a reduction is summed in the same order whatever the block size
-_ROWS = 64  # gallery rows are padded to a multiple of this: thinner products take other kernels and other roundings
+_ROWS = 64  # both sides of a product are padded to a multiple: thinner ones take other kernels and other roundings
 
 
 class Bank:
@@ -41,14 +41,32 @@ class Bank:
             self._kept[full_key] = (gallery, compute())  # holding the gallery keeps its id from being reused
         return self._kept[full_key][1]
 
-    def _tiles(self, gallery: Tensor) -> Iterable[tuple[slice, Iterable[Tensor]]]:
-        """Yield (gallery rows, similarities [rows, tile] of each tile of the bank), float32."""
-        step = max(_ROWS, self.block_bytes // (4 * _TILE) // _ROWS * _ROWS)
+    def _tiles(self, gallery: Tensor, width: int = _TILE) -> Iterable[tuple[slice, Iterable[Tensor]]]:
+        """Yield (gallery rows, similarities [rows, tile] of each tile of the bank), float32; a tile is soon reused.
+
+        There are as many rows as a block of ``width`` columns may have; the tiles of the bank are always the same.
+        """
+        step = max(_ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS)
         for start in range(0, len(gallery), step):
             rows = gallery[start : start + step]
-            padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _ROWS))
-            products = ((padded @ tile.T)[: len(rows)] for tile in self.embeddings.split(_TILE))
-            yield slice(start, start + len(rows)), products
+            product = torch.empty(-(-len(rows) // _ROWS) * _ROWS, _TILE, device=gallery.device)
+            yield slice(start, start + len(rows)), self._products(rows, product)
+
+    def _products(self, rows: Tensor, out: Tensor) -> Iterable[Tensor]:
+        padded = _padded(rows)
+        for tile in self.embeddings.split(_TILE):
+            whole = _padded(tile)
+            yield torch.mm(padded, whole.T, out=out[:, : len(whole)])[: len(rows), : len(tile)]
+
+    def similarities(self, gallery: Tensor) -> Iterable[tuple[slice, Tensor]]:
+        """Yield (gallery rows, their similarities [rows, n] to the whole bank), float32; they are soon overwritten."""
+        block = torch.empty(0, device=gallery.device)
+        for rows, tiles in self._tiles(gallery, len(self)):
+            block = block if len(block) else torch.empty(rows.stop, len(self), device=gallery.device)
+            found = block[: rows.stop - rows.start]
+            for part, tile in zip(found.split(_TILE, dim=1), tiles, strict=True):
+                part.copy_(tile)
+            yield rows, found
 
     def logsumexp(self, gallery: Tensor, beta: float) -> Tensor:
         """Return log sum_j exp(beta s(g, b_j)) over the bank, float64 [n_gallery]."""
@@ -57,29 +75,50 @@ class Bank:
     def logsumexps(self, gallery: Tensor, betas: Iterable[float]) -> list[Tensor]:
         """Return ``logsumexp`` for several temperatures; those not yet known share one pass over the bank."""
         betas = [float(beta) for beta in betas]
+        self._pass(gallery, betas)
+        return [self._kept[id(gallery), ("lse", beta)][1] for beta in betas]
+
+    def best(self, gallery: Tensor) -> Tensor:
+        """Return the best gallery item of every bank entry by canonical score, int64 [n]."""
+        self._pass(gallery, (), best=True)
+        return self._kept[id(gallery), "best"][1]
+
+    def activation(self, gallery: Tensor, k: int, beta: float) -> tuple[Tensor, Tensor]:
+        """Return ``activation_set(gallery, k)`` and ``logsumexp(gallery, beta)``; for k = 1 one pass gives both."""
+        self._pass(gallery, (float(beta),), best=k == 1)
+        return self.activation_set(gallery, k), self.logsumexp(gallery, beta)
+
+    def _pass(self, gallery: Tensor, betas: Iterable[float], best: bool = False) -> None:
+        """Find whatever is not yet known of the log-sum-exps for ``betas`` and the best items, in one pass."""
         if 0.0 in betas:
             everything = torch.full((len(gallery),), len(self), dtype=torch.float64, device=gallery.device).log()
             self.keep(gallery, ("lse", 0.0), lambda: everything)
-        missing = [beta for beta in betas if (id(gallery), ("lse", beta)) not in self._kept]
-        if missing:
-            results = torch.empty(len(missing), len(gallery), dtype=torch.float64, device=gallery.device)
-            scale = torch.tensor(missing, dtype=torch.float64, device=gallery.device)[:, None]
-            for rows, tiles in self._tiles(gallery):
-                peak = torch.full((rows.stop - rows.start,), -torch.inf, device=gallery.device)
-                total = torch.zeros(len(missing), len(peak), dtype=torch.float64, device=gallery.device)
-                for tile in tiles:
+        missing = [beta for beta in dict.fromkeys(betas) if (id(gallery), ("lse", beta)) not in self._kept]
+        top = _Best(Scorer(self.embeddings, gallery)) if best and (id(gallery), "best") not in self._kept else None
+        if not missing and top is None:
+            return
+        results = torch.empty(len(missing), len(gallery), dtype=torch.float64, device=gallery.device)
+        scale = torch.tensor(missing, dtype=torch.float64, device=gallery.device)[:, None]
+        for rows, tiles in self._tiles(gallery):
+            peak = torch.full((rows.stop - rows.start,), -torch.inf, device=gallery.device)
+            total = torch.zeros(len(missing), len(peak), dtype=torch.float64, device=gallery.device)
+            for number, tile in enumerate(tiles):
+                if top is not None:
+                    top.see(tile, rows.start, number * _TILE)
+                if missing:
                     higher = torch.maximum(peak, tile.amax(1))
-                    tile = tile - higher[:, None]
+                    tile -= higher[:, None]
                     total *= torch.exp(scale * (peak.double() - higher.double()))
-                    for number, beta in enumerate(missing):
-                        # below beta = 1 the sum is nearly constant and its differences are divided by beta
-                        terms = (tile.double() if beta < 1 else tile) * beta
-                        total[number] += terms.exp_().sum(1)
                     peak = higher
-                results[:, rows] = torch.log(total) + scale * peak.double()
-            for beta, result in zip(missing, results, strict=True):
-                self.keep(gallery, ("lse", beta), lambda result=result: result)
-        return [self._kept[id(gallery), ("lse", beta)][1] for beta in betas]
+                for place, beta in enumerate(missing):
+                    # below beta = 1 the sum is nearly constant and its differences are divided by beta
+                    terms = tile.double() if beta < 1 else tile if beta == missing[-1] else tile.clone()
+                    total[place] += terms.mul_(beta).exp_().sum(1)
+            results[:, rows] = torch.log(total) + scale * peak.double()
+        for beta, result in zip(missing, results, strict=True):
+            self.keep(gallery, ("lse", beta), lambda result=result: result)
+        if top is not None:
+            self.keep(gallery, "best", top.items)
 
     def top_mean(self, gallery: Tensor, k: int, most: int | None = None) -> Tensor:
         """Return the mean of each gallery item's ``k`` largest similarities to the bank, float64 [n_gallery].
@@ -112,12 +151,46 @@ class Bank:
         """Return which gallery items are among the ``k`` best of any bank entry, bool [n_gallery] (QB-Norm)."""
 
         def compute() -> Tensor:
-            top = ranking.topk(Scorer(self.embeddings, gallery), k, ordered=False, block_bytes=self.block_bytes)
+            scorer = Scorer(self.embeddings, gallery)
+            top = self.best(gallery) if k == 1 else ranking.topk(scorer, k, ordered=False, block_bytes=self.block_bytes)
             active = torch.zeros(len(gallery), dtype=torch.bool, device=gallery.device)
-            active[torch.as_tensor(top.ravel(), device=gallery.device)] = True
+            active[torch.as_tensor(top, device=gallery.device).ravel()] = True
             return active
 
         return self.keep(gallery, ("active", k), compute)
+
+
+class _Best:
+    """The best gallery item of every query, found along a pass of float32 tiles; canonical scores settle near ties."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.error = scorer, scorer.error_bound()
+        self.highest = torch.full((scorer.shape[0],), -torch.inf, device=scorer.queries.device)
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []  # query, item and score of whatever may be the best
+
+    def see(self, tile: Tensor, item: int, query: int) -> None:
+        """Take in a tile [items, queries] of scores that starts at ``item`` and ``query``."""
+        highest = self.highest[query : query + tile.shape[1]]
+        torch.maximum(highest, tile.amax(0), out=highest)
+        flat = ranking.true_entries((tile >= highest - 2 * self.error).reshape(-1))
+        items = torch.div(flat, tile.shape[1], rounding_mode="floor")
+        self.found.append((flat - items * tile.shape[1] + query, items + item, tile.reshape(-1)[flat]))
+
+    def items(self) -> Tensor:
+        """Return the best item of every query, the first of equal ones, int64 [n]."""
+        query, item, value = (torch.cat(parts) for parts in zip(*self.found, strict=True))
+        possible = value >= (self.highest - 2 * self.error)[query]
+        query, item = query[possible], item[possible]
+        contested = (torch.bincount(query, minlength=len(self.highest)) > 1)[query]
+        score = torch.zeros(len(query), device=item.device)
+        score[contested] = self.scorer.pairs(query[contested], item[contested])
+        order = ranking.sort_key(query, score).argsort(stable=True)  # a query's items arrive in their order
+        query, item = query[order], item[order]
+        return item[torch.searchsorted(query, torch.arange(len(self.highest), device=item.device))]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _ROWS)) if len(rows) % _ROWS else rows
 
 
 def centred(bias: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
-from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.methods.base import Bank, method, variant_of
 from reprolib.ranking import Scorer
@@ -82,14 +82,17 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"pool_rate = {pool_rate!r} of a {bank.name} of {len(bank)} items is a pool of {pool}; "
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
-    out, exact = torch.empty_like(gallery), bank.embeddings.double()
-    for rows in ranking.blocks(len(gallery), len(bank), bank.block_bytes // 2):
-        # float64 products: in float32 the shape of the block decides the last digit, and with it the pool
-        weights = (gallery[rows].double() @ exact.T).float().double()
-        top = weights.topk(pool, dim=1)
-        local = torch.zeros_like(weights).scatter_(1, top.indices, top.values)
-        out[rows] = (local @ exact / pool).float()
-    return out
+    exact = bank.embeddings.double()
+    message = torch.empty_like(gallery)
+
+    def total(top: tuple[Tensor, Tensor]) -> Tensor:
+        return embedding_bag(top[1], exact, per_sample_weights=top[0].double(), mode="sum")
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch adds float64 bags in one
+        for rows, weights in bank.similarities(gallery):
+            parts = zip(*(part.split(16) for part in weights.topk(pool, dim=1)), strict=True)
+            message[rows] = (torch.cat(list(threads.map(total, parts))) / pool).float()
+    return message
 
 
 @method(

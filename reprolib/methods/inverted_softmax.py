@@ -22,6 +22,7 @@ from reprolib.ranking import Scorer
 
 # From "as good as off" to the range of the query bank; NNN's authors found 0.001 to 15 useful (arXiv 2410.24114, B2).
 GALLERY_TEMPERATURES = (0.0, 0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
+_CHUNK = 2**20  # bytes of scores transformed at a time: they stay in cache
 
 
 @method("none", year=0, summary="inner products, uncorrected", source="")
@@ -56,14 +57,11 @@ def _check_activation(activation_k: int, gallery: Tensor) -> None:
         )
 
 
-def _gate(queries: Tensor, gallery: Tensor, bank: Bank, activation_k: int) -> Tensor:
-    """Return which queries have their best item in the bank's activation set, bool [n]."""
-
-    def compute() -> Tensor:
-        best = ranking.topk(Scorer(queries, gallery), 1, block_bytes=bank.block_bytes)[:, 0]
-        return bank.activation_set(gallery, activation_k)[torch.as_tensor(best, device=gallery.device)]
-
-    return bank.keep(gallery, ("gate", _Same(queries), activation_k), compute)
+def _best(queries: Tensor, gallery: Tensor, bank: Bank) -> Tensor:
+    """Return the best item of every query, int64 [n]; kept with the bank, for a grid of parameters."""
+    return bank.keep(
+        gallery, ("best", _Same(queries)), lambda: Bank(queries, "queries", bank.block_bytes).best(gallery)
+    )
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ def dynamic_inverted_softmax(
     """
     positive(beta=beta)
     _check_activation(activation_k, gallery)
-    gate = _gate(queries, gallery, query_bank, activation_k)
-    lse = query_bank.logsumexp(gallery, beta)
+    active, lse = query_bank.activation(gallery, activation_k, beta)
+    gate = active[_best(queries, gallery, query_bank)]
     notes = {"share of queries corrected": float(gate.float().mean())}
     if variant_of(variant):
         total = lse.exp().float()
@@ -209,9 +207,11 @@ def dual_dynamic_inverted_softmax(
         matrix = _released_dynamic(gallery, query_bank, gallery_bank, query_beta, gallery_beta, activation_k)
         return Scorer(gallery_bank.embeddings, gallery, transform=lambda _, rows: matrix[rows].clone())
     betas = (query_beta, gallery_beta)
-    banks = (query_bank, gallery_bank)
-    gates = [_gate(queries, gallery, bank, activation_k) for bank in banks]
-    terms = [bank.logsumexp(gallery, beta) for bank, beta in zip(banks, betas, strict=True)]
+    best = _best(queries, gallery, query_bank)
+    known = [
+        bank.activation(gallery, activation_k, b) for bank, b in zip((query_bank, gallery_bank), betas, strict=True)
+    ]
+    gates, terms = [active[best] for active, _ in known], [term for _, term in known]
     state = gates[0].long() + 2 * gates[1].long()
     notes = {
         "share of queries corrected, query bank": float(gates[0].float().mean()),
@@ -226,12 +226,14 @@ def dual_dynamic_inverted_softmax(
         return Scorer(queries, gallery, bias, state, notes=notes)
 
     def product(scores: Tensor, rows: slice) -> Tensor:
-        states = state[rows]
-        out = scores - bias[states]
-        for number, (term, beta) in enumerate(zip(terms, betas, strict=True), start=1):
-            one = (states == number).nonzero().squeeze(1)
-            exact = scores[one].double()
-            out[one] = _signed_log(exact, beta * exact - term).float()
+        out = torch.empty_like(scores)
+        for part in ranking.blocks(*scores.shape, _CHUNK):
+            states = state[rows][part]
+            torch.sub(scores[part], bias[states], out=out[part])
+            for number, (term, beta) in enumerate(zip(terms, betas, strict=True), start=1):
+                one = (states == number).nonzero().squeeze(1)
+                exact = scores[part][one].double()
+                out[part][one] = _signed_log(exact, beta * exact - term).float()
         return out
 
     return Scorer(queries, gallery, transform=product, notes=notes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,10 @@ from reprolib.methods.base import TEMPERATURES, Bank, centred, method, positive
 from reprolib.ranking import Scorer
 
 _TILE = 2**22  # entries of a tile that is streamed
-_HELD = 2**24  # entries of a kernel that may be held (128 MiB)
+_VISIT = 2**18  # entries taken to float64 at a time: they stay in cache
+_HELD = 2**29  # entries of a float32 kernel that may be held (2 GiB)
+_LOWEST = -87.0  # the least exponent whose exp() is a normal float32
+_REACH = math.exp(50)  # e^50 e^-87 is the round-off of float64
 TAUS = tuple(1 / beta for beta in TEMPERATURES if beta >= 5)
 
 
@@ -19,8 +25,9 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
 
     Cost 1 - s, uniform marginals, regularisation ``tau``; each of ``iterations`` rescales the bank, then the
     targets, starting from even targets (as ``ot.sinkhorn`` does). 0 iterations leave the bank even: that is
-    ``tau LSE(s / tau)``, inverted softmax. float64 throughout, but for the product. Up to 2^24 entries the kernel
-    exp(s / tau) is held; beyond that, or where it could underflow, each iteration streams the bank in log space.
+    ``tau LSE(s / tau)``, inverted softmax. The kernel exp(s / tau) is float32 and every sum over it float64. A kernel
+    of up to 2^29 entries (2 GiB) is held; a larger one is computed anew in each iteration, tile by tile. Where its
+    smallest entries could matter, and above ``tau`` = 1, all is done in log space, tile by tile, in float64.
     """
     positive(tau=tau)
     if not (isinstance(iterations, int) and iterations >= 0):
@@ -32,21 +39,42 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
     step = max(64, _TILE // m // 64 * 64)
     padded = torch.nn.functional.pad(targets, (0, 0, 0, -m % 64))
 
-    def logits(tile: Tensor) -> Tensor:
-        return (tile @ padded.T)[:, :m].double().div_(tau)
+    def similarities() -> Iterator[Tensor]:
+        return ((tile @ padded.T)[:, :m] for tile in b.split(step))
 
-    span = 2 * float(b.norm(dim=1).max() * targets.norm(dim=1).max()) / tau
-    if len(b) * m <= _HELD and span < 300:
-        kernel = torch.cat([torch.exp(rows - rows.amax(1, keepdim=True)) for rows in map(logits, b.split(step))])
-        u = torch.ones(m, dtype=torch.float64, device=targets.device)
-        for _ in range(iterations):
-            u = 1 / (((1 / (kernel @ u)) @ kernel) * (m / len(b)))
+    def kernel() -> Iterator[Tensor]:
+        return ((s - s.amax(1, keepdim=True)).div_(tau).clamp_(min=_LOWEST).exp_() for s in similarities())
+
+    u = torch.ones(m, dtype=torch.float64, device=targets.device)
+    if tau <= 1 and _rescale(u, len(b), list(kernel()) if len(b) * m <= _HELD else kernel, iterations):
         return -tau * torch.log(u)
-    log_u = torch.zeros(m, dtype=torch.float64, device=targets.device)
+    log_u = torch.zeros_like(u)
     for _ in range(iterations):
-        received = sum((logits(tile) + log_u).softmax(1).sum(0) for tile in b.split(step))
+        received = sum((s.double().div_(tau) + log_u).softmax(1).sum(0) for s in similarities())
         log_u -= torch.log(received * (m / len(b)))
     return -tau * log_u
+
+
+def _rescale(u: Tensor, n: int, kernel: list[Tensor] | Callable[[], Iterator[Tensor]], iterations: int) -> bool:
+    """Iterate the scales ``u`` of the targets, float64 [m], in place; return whether they can be relied on.
+
+    ``kernel``: tiles of exp(s / tau), the highest entry of each of its ``n`` rows 1, entries below e^-87 raised to it.
+    These change no sum by more than the share m max(u) max(v) e^-87 of it, v the scales of the bank.
+    """
+    exact = u.new_empty(max(1, _VISIT // len(u)), len(u))
+    for _ in range(iterations):
+        received, highest = torch.zeros_like(u), torch.zeros_like(u[0])
+        for tile in kernel if isinstance(kernel, list) else kernel():
+            for part in tile.split(len(exact)):
+                rows = exact[: len(part)].copy_(part)
+                v = 1 / (rows @ u)
+                received.addmv_(rows.T, v)
+                highest = torch.maximum(highest, v.max())
+        reach = u.max()
+        u.copy_(1 / (received * (len(u) / n)))
+        if not len(u) * highest * torch.maximum(reach, u.max()) < _REACH:
+            return False
+    return True
 
 
 @method(

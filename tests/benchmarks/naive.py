@@ -110,7 +110,8 @@ def of_gallery(w: Workload) -> np.ndarray:
 
 def dual(w: Workload, factor: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> np.ndarray:
     similarities = scores(w)
-    return factor(similarities, of_queries(w), 20) * factor(similarities, of_gallery(w), 1)
+    first, second = factor(similarities, of_queries(w), 20), factor(similarities, of_gallery(w), 1)
+    return np.where((first < 0) & (second < 0), -first * second, first * second)  # s x s must not lift the lowest s
 
 
 # With the parameters that the library has by default.

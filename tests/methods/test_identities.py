@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from reprolib import ranking
-from reprolib.methods import CATALOGUE, Bank, correct, fit
+from reprolib.methods import CATALOGUE, Bank, correct, fit, globally_corrected, sinkhorn
 from reprolib.ranking import Scorer, rank
 
 seeds = st.integers(0, 10**6)
@@ -289,3 +289,66 @@ def test_a_kept_reduction_does_not_leak_into_another_gallery_or_parameter(name, 
                 kept = fit(name, tensors[0], gallery, **banks, normalize=False, **chosen)
                 fresh = fit(name, tensors[0], gallery, **x.banks, normalize=False, **chosen)
                 torch.testing.assert_close(kept.scores(), fresh.scores(), rtol=1e-6, atol=1e-6)
+
+
+def test_similarities_of_a_pair_do_not_depend_on_where_it_stands(make_data, threads):
+    x = make_data("clustered", 13, m=150, bank=2100, d=48)
+    gallery, embeddings = torch.as_tensor(x.gallery), torch.as_tensor(x.query_bank)
+    rows, columns = torch.randperm(150), torch.randperm(2100)
+    wanted = Bank(embeddings, "bank")
+    wanted = torch.cat([block.clone() for _, block in wanted.similarities(gallery)])
+    for count, block_bytes in ((1, 1), (2, 2**20), (2, 2**25)):
+        threads(count)
+        turned = Bank(embeddings[columns], "bank", block_bytes)
+        found = torch.cat([block.clone() for _, block in turned.similarities(gallery[rows])])
+        assert torch.equal(found, wanted[rows][:, columns])
+
+
+@fixtures
+@given(seeds, kinds, st.integers(1, 3))
+def test_the_best_item_of_a_bank_entry_is_the_first_of_the_highest_canonical_scores(make_data, seed, kind, copies):
+    x = make_data(kind, seed, m=90, bank=70)
+    nudged = np.nextafter(x.gallery, np.float32(9))  # near ties, beside exact ones
+    gallery = torch.as_tensor(np.concatenate([nudged, *[x.gallery] * copies]))
+    embeddings = torch.as_tensor(x.query_bank)
+    canonical = (embeddings.double() @ gallery.double().T).float()
+    found = Bank(embeddings, "bank", 1).best(gallery)
+    np.testing.assert_array_equal(found.numpy(), canonical.numpy().argmax(1))
+    active, total = Bank(embeddings, "bank").activation(gallery, 1, 5.0)
+    assert active.nonzero().squeeze(1).tolist() == sorted(set(found.tolist()))
+    assert torch.equal(total, Bank(embeddings, "bank").logsumexp(gallery, 5.0))
+
+
+@fixtures
+@given(seeds, kinds, st.floats(0.005, 1))
+def test_sinkhorn_is_the_same_held_streamed_or_in_log_space(make_data, seed, kind, tau):
+    x = make_data(kind, seed)
+    gallery, bank = torch.as_tensor(x.gallery), Bank(torch.as_tensor(x.query_bank), "bank")
+    held = sinkhorn.potentials(gallery, bank, tau, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sinkhorn, "_HELD", 0)
+        assert torch.equal(sinkhorn.potentials(gallery, bank, tau, 10), held)
+        patch.setattr(sinkhorn, "_REACH", 0.0)
+        in_logs = sinkhorn.potentials(gallery, bank, tau, 10)
+    assert float((in_logs - held).abs().max()) < 5e-7 * (30 if kind == "raw" else 1)
+
+
+def test_gc_ranks_among_a_bank_of_more_than_two_bytes_count(make_data):
+    x = make_data("random", 14, n=3, m=6, bank=70_000, d=4)
+    found = fitted("gc", x).scores().numpy()
+    exact = (x.query_bank.astype(np.float64) @ x.gallery.astype(np.float64).T).astype(np.float32)
+    own = (x.queries.astype(np.float64) @ x.gallery.astype(np.float64).T).astype(np.float32)
+    higher = (exact[None] > own[:, None]).sum(1)
+    np.testing.assert_array_equal(np.argsort(-found), np.lexsort((-own, higher)))
+
+
+@fixtures
+@given(seeds)
+def test_gc_positions_are_the_same_with_and_without_the_index_in_the_key(seed):
+    rng = np.random.default_rng(seed)
+    ranks = rng.integers(0, 4, 50).astype(np.uint16)
+    scores = rng.integers(-2, 3, 50).astype(np.float32) * np.float32(0.1)
+    pairs = sorted(set(zip(ranks.tolist(), (-scores).tolist(), strict=True)))
+    wanted = [-pairs.index((r, -s)) for r, s in zip(ranks.tolist(), scores.tolist(), strict=True)]
+    for bits in (6, None):
+        assert globally_corrected._positions(ranks, scores, bits).tolist() == wanted
