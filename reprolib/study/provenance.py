@@ -91,17 +91,31 @@ def identities(folder: Path) -> dict[str, str]:
     return found
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file under ``folder`` but ``run.json``, by its path within it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RUN)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def complete(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``facts`` with the identities that the notebook left in ``folder`` and the environment."""
+    return {**facts, "identities": identities(folder), "environment": environment()}
+
+
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``run.json`` into ``folder``: ``facts``, identities, environment, the SHA-256 of each file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    record = {
-        **facts,
-        "identities": identities(folder),
-        "environment": environment(),
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files if path.exists()},
-    }
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / RUN).write_text(text + "\n", encoding="utf-8")
+    """Write ``run.json`` into ``folder``: ``facts``, completed if need be, the SHA-256 of each file and its own."""
+    record = dict(facts) if "environment" in facts else complete(folder, facts)
+    (folder / RUN).write_text(sealed({**record, "files": digests(folder)}), encoding="utf-8")
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """Return the text of ``run.json``: the record, then the SHA-256 of its text without that last entry."""
+    plain = {key: value for key, value in record.items() if key != "sha256"}
+    return _text(plain | {"sha256": hashlib.sha256(_text(plain).encode()).hexdigest()})
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(run: Path) -> dict[str, Any]:

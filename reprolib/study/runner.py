@@ -2,8 +2,8 @@
 
 The parent process (this one) writes what counts as evidence. The kernel works in a staging folder beside
 the run directory; when the notebook has finished and its results are valid, the parent adds the executed
-notebook and ``run.json``, flushes everything to the disk and swaps the folder with the previous run in one
-step. Whatever goes wrong before that leaves the previous run as it was.
+notebook, the run crate and ``run.json``, flushes everything to the disk and swaps the folder with the previous
+run in one step. Whatever goes wrong before that leaves the previous run as it was.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from reprolib import errors
 from reprolib.errors import DataUnavailable, InputError, ReprolibError, RunError
 from reprolib.paths import root
-from reprolib.study import provenance, records
+from reprolib.study import crate, provenance, records
+from reprolib.study.margins import margins_hash
 from reprolib.study.parameters import Study
 
 THREAD_VARIABLES = (
@@ -161,6 +162,8 @@ def run(
             facts = _execute(study, values, parameters, out, staging, failed, timeout, mirror, threads, progress)
             if study.results or (staging / records.RESULTS).exists():
                 _check_results(study, staging)
+            facts = provenance.complete(staging, facts)
+            crate.write(staging, facts)
             provenance.write(staging, facts)
             _flush(staging)
             _swap(staging, out)
@@ -196,6 +199,7 @@ def _execute(
         "seeds": {name: value for name, value in values.items() if name.startswith("seed")},
         "threads": threads,
         "code": provenance.code(),
+        "margins": margins_hash(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     begun = time.monotonic()

@@ -6,18 +6,13 @@ significant" decides nothing. Records carry 95 % intervals, so each one-sided te
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pydantic import Field, FiniteFloat
-
-from reprolib.errors import nearest
 from reprolib.metrics.statistics import Interval, equivalent
-from reprolib.paths import manifests
-from reprolib.study.ledger import Claim, Strict, read
+from reprolib.study.ledger import Claim
+from reprolib.study.margins import Margins, margins
 from reprolib.study.records import Record
 
 Label = Literal[
@@ -32,38 +27,6 @@ Label = Literal[
 LABELS: tuple[Label, ...] = get_args(Label)
 _OWN = ("contradicted", "deviates", "not tested", "consistent", "reproduced")  # worst first
 _ELSEWHERE = ("does not transfer", "transfers", "not tested")  # one counterexample outweighs; an open sign does not
-
-
-class Margins(Strict):
-    """What counts as equal, fixed before a run: ``data_manifests/margins.yaml``.
-
-    ``floors`` maps a metric to its noise floor in the unit of the records: how far it moves although nothing that a
-    paper reports has changed. ``level`` is that of the intervals in the records.
-    """
-
-    level: float = Field(gt=0, lt=1)
-    measured: str
-    floors: dict[str, FiniteFloat]
-
-    def floor(self, metric: str) -> float:
-        """Return the noise floor of a metric; a difference ("R@1 difference: ...") has that of what it compares.
-
-        Raises InputError with the nearest metrics that have one.
-        """
-        name = metric.split(" difference", 1)[0]
-        if name not in self.floors:
-            raise nearest(name, self.floors, "metric (none of these has a noise floor)")
-        return self.floors[name]
-
-
-def margins() -> Margins:
-    """Return the frozen margins; raises InputError naming the field if their file is not valid."""
-    return read(manifests() / "margins.yaml", Margins)
-
-
-def margins_hash() -> str:
-    """Return the sha256 (hex) of what the margins say; comments and layout of their file do not count."""
-    return hashlib.sha256(json.dumps(margins().model_dump(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
+from rocrate.rocrate import ROCrate
 
 from reprolib.errors import DataUnavailable, InputError, RunError
-from reprolib.study import provenance, records, runner
+from reprolib.study import crate, provenance, records, runner
 from reprolib.study.parameters import read_study
+from reprolib.study.margins import margins_hash
+from reprolib.study.verify import verify
 
 RECORD = (
     "from reprolib.study import records\n"
@@ -68,7 +73,7 @@ def test_run_is_complete_and_replaces_the_previous(
     out = execute(notebook, previous, size=5, threads=1, mirror=tmp_path)
     assert out == previous
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["01_tiny.ipynb", "facts.json", "results.json", provenance.RUN]
+    assert names == ["01_tiny.ipynb", "facts.json", "results.json", crate.METADATA, provenance.RUN]
     assert json.loads((out / "facts.json").read_text()) == [sys.executable, str(tmp_path), "1", 0]
     assert records.load(out)[0].value == 5
     assert not list((out.parent / ".failed").iterdir())
@@ -78,6 +83,8 @@ def test_run_is_complete_and_replaces_the_previous(
     assert facts["notebook"]["sha256"] == provenance.sha256(notebook)
     assert facts["threads"] == 1 and facts["duration_seconds"] > 0 and facts["peak_memory_bytes"] > 1e6
     assert facts["files"] == {name: provenance.sha256(out / name) for name in names if name != provenance.RUN}
+    assert facts["margins"] == margins_hash()
+    assert verify(out) == [] and ROCrate(out).mainEntity["name"] == "A tiny study"
     text = (out / "01_tiny.ipynb").read_text()
     assert ".partial" not in text and "injected-parameters" in text
     nbformat.validate(nbformat.read(out / "01_tiny.ipynb", as_version=4))
@@ -140,7 +147,7 @@ def test_signals_leave_nothing_half_written(make_notebook: MakeNotebook, previou
     assert_intact(previous)
 
 
-@pytest.mark.parametrize("step", ["write", "_flush", "_swap"])
+@pytest.mark.parametrize("step", ["crate", "write", "_flush", "_swap"])
 def test_full_disk_in_the_parent(
     make_notebook: MakeNotebook, previous: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -149,7 +156,9 @@ def test_full_disk_in_the_parent(
 
     monkeypatch.setattr(runner, "_execute", lambda *_: {})
     monkeypatch.setattr(runner, "_check_results", lambda *_: None)
-    monkeypatch.setattr(provenance if step == "write" else runner, step, full)
+    monkeypatch.setattr(crate, "write", full if step == "crate" else lambda *_: None)
+    if step != "crate":
+        monkeypatch.setattr(provenance if step == "write" else runner, step, full)
     with pytest.raises(RunError, match=r"the disk that holds .* is full; no run was written"):
         execute(make_notebook("1"), previous)
     assert_intact(previous)
@@ -206,3 +215,105 @@ def test_swap_that_fails_puts_the_previous_run_back(tmp_path: Path, monkeypatch:
     with pytest.raises(FileNotFoundError):
         runner._swap(tmp_path / "absent", old)
     assert (old / "old").exists() and [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+# The parent's part of a run, killed at the step whose number is given; every touch of a file is a step. Without a
+# number it prints how many steps there are, and leaves a whole run.
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from reprolib.study import records, runner
+from reprolib.study.parameters import read_study
+
+notebook, folder = map(Path, sys.argv[1:3])
+study, steps = read_study(notebook), 0
+FACTS = dict(study="tiny", title="Tiny", notebook=dict(name=notebook.name, sha256="0" * 64), parameters={}, threads=1,
+             code=dict(version="1", commit=None), started="2026-01-02T03:04:05+00:00", duration_seconds=1.0)
+
+def count(event, arguments):
+    global steps
+    if counting and event.startswith(("open", "os.", "shutil.")):
+        steps += 1
+        if steps == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def execute(study, values, given, out, staging, *rest):
+    (staging / notebook.name).write_bytes(notebook.read_bytes())
+    (staging / "figures").mkdir()
+    (staging / "figures" / "one.svg").write_text("<svg/>" * 1000)
+    about = dict(study="tiny", dataset="none", model=None, direction=None, method=None, metric="size")
+    records.save([about | dict(value=value)], staging)
+    return dict(FACTS)
+
+runner._execute = execute
+runner.provenance.environment = lambda: dict(python="3", packages={})
+counting, moment, value = False, 0, 0
+sys.addaudithook(count)
+for line in sys.stdin:
+    moment, target, value = json.loads(line)
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+        continue
+    counting = True
+    runner.run(study, {}, folder / target, progress=False)
+    counting = False
+    print(json.dumps(steps), flush=True)
+    os._exit(0)
+"""
+
+
+def test_killing_the_parent_at_any_moment_leaves_no_run_or_a_whole_one(
+    make_notebook: MakeNotebook, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs"
+    command = [sys.executable, "-c", KILLED, str(make_notebook("1")), str(folder)]
+    rng, left = np.random.default_rng(0), set()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def attempt(moment: int, target: str, value: int) -> int:
+            process.stdin.write(json.dumps([moment, target, value]) + "\n")
+            process.stdin.flush()
+            found = json.loads(process.stdout.readline())
+            return found if moment else (found, json.loads(process.stdout.readline()))[0]
+
+        attempt(0, "old", 0)
+        for target in ("old", "new"):  # the first replaces a run, the second does not
+            out = folder / target
+            total = attempt(0, target, 0)
+            edges = np.linspace(1, total + 1, 11).astype(int)  # ten moments at random, spread over all steps
+            for value, moment in enumerate(map(int, rng.integers(edges[:-1], edges[1:])), 1):
+                if target == "new":
+                    shutil.rmtree(out, ignore_errors=True)
+                before = records.load(out)[0].value if out.exists() else None
+                assert attempt(moment, target, value) == -signal.SIGKILL
+                after = records.load(out)[0].value if out.exists() else None
+                assert after in (before, value)
+                left.add("before" if after == before else "after")
+                for path in folder.iterdir():
+                    if path.name.startswith("."):
+                        shutil.rmtree(path)
+                    else:
+                        assert verify(path) == []
+        process.stdin.close()
+    assert left == {"before", "after"}
+
+
+def test_killing_a_whole_run_leaves_the_previous_one(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    notebook = make_notebook("import time; time.sleep(60)")
+    runs = {}
+    for moment in np.random.default_rng(1).uniform(0.5, 6, 4):
+        out = tmp_path / f"runs-{moment}" / "tiny"
+        out.mkdir(parents=True)
+        (out / provenance.RUN).write_text("{}")
+        command = [sys.executable, "-m", "reprolib.cli", "run", str(notebook), "--out", str(out)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        runs[out] = (time.monotonic() + moment, process)
+    for end, process in sorted(runs.values(), key=lambda pair: pair[0]):
+        time.sleep(max(0.0, end - time.monotonic()))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    for out in runs:
+        assert [path.name for path in out.iterdir()] == [provenance.RUN]
+        assert (out / provenance.RUN).read_text() == "{}"
+        assert all(path.name.startswith(".tiny.partial-") for path in out.parent.iterdir() if path != out)

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from reprolib.errors import InputError
 from reprolib.metrics import gap_metrics, hubness_metrics, retrieval_metrics
-from reprolib.study import ledger, verdicts
+from reprolib.study import ledger
+from reprolib.study import margins as frozen
 from reprolib.study.ledger import Claim
 from reprolib.study.records import Record
-from reprolib.study.verdicts import LABELS, Margins, margins, verdict
+from reprolib.study.margins import Margins, margins
+from reprolib.study.verdicts import LABELS, verdict
 
 LIMITS = Margins(level=0.95, measured="for these tests", floors={"R@1": 0.002, "RMG": 0.01})
 CLAIM = {
@@ -176,16 +178,16 @@ def test_the_margin_is_rounding_plus_noise_floor() -> None:
 
 def test_the_margins_and_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ledger.manifests() / "margins.yaml").read_text()
-    monkeypatch.setattr(verdicts, "manifests", lambda: tmp_path)
+    monkeypatch.setattr(frozen, "manifests", lambda: tmp_path)
     hashes = []
     for content in (text, "# a comment\n" + text, text.replace("R@1: 0.004", "R@1: 0.005")):
         (tmp_path / "margins.yaml").write_text(content)
         os.utime(tmp_path / "margins.yaml", ns=(len(hashes), len(hashes)))
-        hashes.append(verdicts.margins_hash())
+        hashes.append(frozen.margins_hash())
     assert hashes[0] == hashes[1] != hashes[2]
     (tmp_path / "margins.yaml").write_text(text.replace("level: 0.95", "level: 95"))
     with pytest.raises(InputError, match=r"margins\.yaml, field level: Input should be less than 1"):
-        verdicts.margins()
+        frozen.margins()
 
 
 def _rows() -> tuple[np.ndarray, np.ndarray]:
