@@ -15,9 +15,9 @@ from reprolib.methods import CATALOGUE
 from reprolib.methods.interventions import INTERVENTIONS
 from reprolib.study import audit, ledger
 from reprolib.study.ledger import Claim, Claimed, Selector
+from reprolib.study.margins import margins
 from reprolib.study.parameters import read_study, studies
 from reprolib.study.records import Record
-from reprolib.study.margins import margins
 
 # every paper of the three studies, and the reproducibility paper
 STUDIED = {

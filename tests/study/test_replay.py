@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprolib.errors import DataUnavailable, InputError, RunError
-from reprolib.study import margins, provenance, replay, runner
+from reprolib.study import provenance, replay, runner
+from reprolib.study.margins import Margins
 from reprolib.study.parameters import read_study
 
 Make = Callable[..., Any]
@@ -29,7 +30,7 @@ frame.to_parquet(records.run_directory() / 'per_query.parquet')
 
 @pytest.fixture
 def margins(monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = margins.Margins(level=0.95, measured="here", floors={"R@1": 0.02})
+    frozen = Margins(level=0.95, measured="here", floors={"R@1": 0.02})
     monkeypatch.setattr(replay, "margins", lambda: frozen)
 
 

@@ -18,8 +18,8 @@ from rocrate.rocrate import ROCrate
 
 from reprolib.errors import DataUnavailable, InputError, RunError
 from reprolib.study import crate, provenance, records, runner
-from reprolib.study.parameters import read_study
 from reprolib.study.margins import margins_hash
+from reprolib.study.parameters import read_study
 from reprolib.study.verify import verify
 
 RECORD = (

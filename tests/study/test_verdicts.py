@@ -17,8 +17,8 @@ from reprolib.metrics import gap_metrics, hubness_metrics, retrieval_metrics
 from reprolib.study import ledger
 from reprolib.study import margins as frozen
 from reprolib.study.ledger import Claim
-from reprolib.study.records import Record
 from reprolib.study.margins import Margins, margins
+from reprolib.study.records import Record
 from reprolib.study.verdicts import LABELS, verdict
 
 LIMITS = Margins(level=0.95, measured="for these tests", floors={"R@1": 0.002, "RMG": 0.01})
