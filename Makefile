@@ -1,4 +1,4 @@
-# make reproduce | figures | test | lint | lab | report | lock | glyph-clip | benchmark | clean
+# make reproduce | figures | test | lint | lab | report | lock | glyph-clip | emoji-clip | benchmark | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export GOMP_SPINCOUNT ?= 20000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce figures report test lint lab lock glyph-clip benchmark install clean
+.PHONY: reproduce figures report test lint lab lock glyph-clip emoji-clip benchmark install clean
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -56,9 +56,12 @@ figures: reproduce
 	mkdir -p figures/hubness-glyphs
 	cp runs/hubness-glyphs/hubs.parquet runs/hubness-glyphs/figures/hubs_image_to_text.* figures/hubness-glyphs/
 
-# Trains the embedded model again (CPU or GPU).
+# Train the embedded models again (CPU or GPU).
 glyph-clip: $(STAMP)
-	$(BIN)/reprolib run train-glyph-clip --out runs/train-glyph-clip
+	$(BIN)/reprolib run train-clip --out runs/train-glyph-clip
+
+emoji-clip: $(STAMP)
+	$(BIN)/reprolib run train-clip -p dataset emoji --out runs/train-emoji-clip
 
 benchmark: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only

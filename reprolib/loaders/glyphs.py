@@ -29,6 +29,7 @@ EM = 22  # pixels per em: capitals, ascenders and descenders of every face fit
 BASELINE = 23  # row of the baseline: the height of a mark is part of what tells characters apart
 HELD_OUT = 1000  # characters in validation, and in test
 SPLITS = ("train", "validation", "test")
+KINDS = ("character", "script and kind")
 
 
 class Glyphs(NamedTuple):
@@ -197,6 +198,27 @@ def load_glyphs(split: str) -> Items:
     )
     texts = [name_of(int(code)) for code in members]
     return Items("glyphs", split, glyphs.images[rows], texts, image_ids, text_ids, relevance)
+
+
+def groups(items: Items, kind: str = "character") -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of every image and of every text, two string arrays in the order of ``items``.
+
+    ``kind`` "character": two images agree if they show one character, drawn in two faces. "script and kind", which
+    is harder to see: the first word of the Unicode name, which for a letter is its script, and the general category
+    ("greek Ll": lower-case letters). Some groups have one member; ``metrics.intra_modal.answerable`` finds them.
+
+    Raises InputError for an unknown kind and for items that are not of glyphs.
+    """
+    if kind not in KINDS:
+        raise nearest(kind, KINDS, "kind of group of glyphs")
+    foreign = [name for name in items.text_ids if not re.fullmatch(r"U\+[0-9A-F]{4,6}", name)]
+    if foreign:
+        raise InputError(f"the text id {str(foreign[0])!r} of {items.name} is no code point: valid are items of glyphs")
+    of_text = items.text_ids
+    if kind == "script and kind":
+        characters = [chr(int(name.removeprefix("U+"), 16)) for name in items.text_ids]
+        of_text = np.array([f"{name_of(ord(c)).split()[0]} {unicodedata.category(c)}" for c in characters])
+    return of_text[items.relevance.indices], of_text  # every image has one text
 
 
 def split_counts(items: Items) -> dict[str, int]:

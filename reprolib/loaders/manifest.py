@@ -55,7 +55,8 @@ class Font(_Strict):
 class Manifest(_Strict):
     """A dataset as described by ``data_manifests/datasets/<name>.yaml``.
 
-    ``kind`` is "items" (raw images and texts, to be encoded) or "features" (embeddings, made by ``model``).
+    ``kind`` is "items" (raw images and texts, to be encoded, by ``model`` if no other is named) or "features"
+    (embeddings, made by ``model``).
     ``reader`` names the code that loads it, or is None where this package lists the dataset without using
     it; ``known_issues`` then says why. ``splits`` maps each split to its provenance, ``counts`` names to
     numbers of items. ``folder`` is where cache and mirror keep the files, if not under ``name``.

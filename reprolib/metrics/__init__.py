@@ -9,9 +9,11 @@ from reprolib.metrics.gap import (
     mixed_query_values,
 )
 from reprolib.metrics.hubness import hubness_metrics, hubness_of_counts, k_occurrence
+from reprolib.metrics.intra_modal import answerable, intra_modal_metrics, same_group
 from reprolib.metrics.retrieval import as_scorer, metrics_of_ranking, query_values, retrieval_metrics
 
 __all__ = [
+    "answerable",
     "as_scorer",
     "gap_metrics",
     "gap_per_dimension",
@@ -19,10 +21,12 @@ __all__ = [
     "hubness_metrics",
     "hubness_of_counts",
     "info_nce",
+    "intra_modal_metrics",
     "k_occurrence",
     "metrics_of_ranking",
     "mixed_gallery_metrics",
     "mixed_query_values",
     "query_values",
     "retrieval_metrics",
+    "same_group",
 ]

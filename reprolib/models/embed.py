@@ -53,8 +53,8 @@ def load_embeddings(
 ) -> EmbeddingData:
     """Return the embeddings of a dataset, divided into bank, validation and test.
 
-    A dataset of raw items (``glyphs``, ``emoji``) is encoded with ``model`` (default ``glyph-clip``) and keeps the
-    split of its manifest; its bank is a seeded ``bank_share`` of the texts of train with all their images.
+    A dataset of raw items (``glyphs``, ``emoji``) is encoded with ``model`` (default: that of its manifest) and keeps
+    the split of its manifest; its bank is a seeded ``bank_share`` of the texts of train with all their images.
     ``bank_source`` "validation" uses a random half of the validation split as bank and leaves the other to
     tune on; "transductive" uses the test split itself. A dataset of stored features, and a file of one's own
     (``embeddings``, which wins over ``dataset``), is divided by ``reprolib.loaders.load_features``.
@@ -65,7 +65,9 @@ def load_embeddings(
     if embeddings is None:
         manifest = load_manifest(dataset)
         if manifest.kind == "items":
-            return _encoded(manifest, model or DEFAULT_MODEL, bank_share, bank_source, seed, device, mirror)
+            return _encoded(
+                manifest, model or manifest.model or DEFAULT_MODEL, bank_share, bank_source, seed, device, mirror
+            )
         if model is not None and model != manifest.model:
             raise InputError(f"the dataset {dataset} holds stored features of {manifest.model}: leave out the model")
     return load_features(

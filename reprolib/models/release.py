@@ -19,6 +19,27 @@ if TYPE_CHECKING:
     from reprolib.models.training import State, Training
 
 LIMIT = 12_000_000  # bytes of weights that the project keeps under version control
+ABOUT: dict[str, dict[str, Any]] = {  # the model of each dataset
+    "glyphs": {
+        "name": "glyph-clip",
+        "title": "A small CLIP model of characters and their Unicode names, trained from scratch on glyphs",
+        "licence": "MIT, as this project",
+        "notes": [],
+    },
+    "emoji": {
+        "name": "emoji-clip",
+        "title": "A small CLIP model of emoji and their English labels, trained from scratch on emoji",
+        "licence": (
+            "MIT, as this project; trained on drawings of twemoji (CC BY 4.0), openmoji (CC BY-SA 4.0), noto and blob "
+            "(Apache-2.0), and on labels and tags of emojibase (MIT)"
+        ),
+        "notes": [
+            "Skin tones stand in 1,725 of 3,567 labels, and such variants are in every split: much of the test split "
+            "recombines what was trained on; the rest often has words that no training text holds.",
+            "Tokenizer and training know English alone: a label in another language is read in bytes.",
+        ],
+    },
+}
 
 
 def store_model(folder: Path, model: Any, tokenizer: Any, processor: Any) -> dict[str, str]:
@@ -103,8 +124,9 @@ def model_manifest(
     files: Mapping[str, str],
     measured: Mapping[str, Any],
     machine: Mapping[str, Any],
+    dataset: str = "glyphs",
 ) -> dict[str, Any]:
-    """Return the manifest of ``glyph-clip``: its files, how it was trained, and what it is worth."""
+    """Return the manifest of the model of ``dataset``: its files, how it was trained, and what it is worth."""
     import safetensors
     import tokenizers
     import torch
@@ -113,20 +135,22 @@ def model_manifest(
     packages = {
         library.__name__: str(library.__version__) for library in (torch, transformers, tokenizers, safetensors, np)
     }
+    about = ABOUT[dataset]
     return {
-        "name": "glyph-clip",
-        "title": "A small CLIP model of characters and their Unicode names, trained from scratch on glyphs",
+        "name": about["name"],
+        "title": about["title"],
         "source": "project",
-        "licence": "MIT, as this project",
+        "licence": about["licence"],
         "files": dict(files),
         "notes": [
-            "Trained on the train split of glyphs alone; validation gave the curve, test the result.",
+            f"Trained on the train split of {dataset} alone; validation gave the curve, test the result.",
             "Stored as float16; the numbers are those of the stored files, the gallery is the whole split.",
+            *about["notes"],
         ],
         "training": {
-            "notebook": "notebooks/90_train_glyph_clip.ipynb",
-            "command": "make glyph-clip",
-            "dataset": "glyphs, train split",
+            "notebook": "notebooks/90_train_clip.ipynb",
+            "command": f"make {about['name']}",
+            "dataset": f"{dataset}, train split",
             "settings": asdict(training),
             "parameters": sum(value.numel() for value in state.model.parameters()),
             "wall_time_minutes": round(state.seconds / 60, 1),

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from safetensors.torch import load_file, save_file
 
 from reprolib.errors import InputError
 from reprolib.loaders.dataset import Items
-
-MEAN, STD = 0.15, 0.3  # of the ink, as a share of white: every channel of the image processor
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,10 @@ class Training:
     label_smoothing: float = 0.1
     ema: float = 0.997
     word_dropout: float = 0.1  # probability with which a word is left out of a name
+    keywords: float = 0.0  # probability with which a name is followed by some of its keywords, where it has any
+    mean: float = 0.15  # of every channel, as a share of white, and
+    std: float = 0.3  # its deviation: what the image processor normalises with
+    ground: int = 0  # what surrounds a picture: 0 black, 1 white
     image_width: int = 192
     image_layers: int = 4
     patch: int = 8
@@ -53,6 +55,14 @@ class Training:
     vocabulary: int = 2304
     validate_every: int = 50
     seed: int = 0
+
+
+PRESETS = {  # what the model of each dataset was trained with
+    "glyphs": Training(),
+    "emoji": Training(
+        steps=1550, batch=128, negatives=128, cooldown=600, keywords=0.5, mean=0.77, std=0.32, ground=1, patch=16
+    ),
+}
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
@@ -84,15 +94,15 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
-def build_processor(size: int) -> Any:
+def build_processor(training: Training, size: int) -> Any:
     """Return the ``CLIPImageProcessor`` (without torchvision) for ``size`` x ``size`` pictures."""
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
+        image_mean=[training.mean] * 3,
+        image_std=[training.std] * 3,
     )
 
 
@@ -126,7 +136,7 @@ def build_model(training: Training, tokenizer: Any, size: int) -> Any:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return [n, 1, h, w] in [0, 1] moved, scaled, turned, slanted, thickened or blurred, with noise."""
+    """Return [n, c, h, w] in [0, 1], 0 outside, moved, scaled, turned, slanted, thickened or blurred, with noise."""
     n = len(images)
 
     def draw(low: float, high: float) -> torch.Tensor:
@@ -146,9 +156,15 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (moved + a * (thick - moved) + b * (blurred - moved) + noise).clamp(0, 1)
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Return [n, 3, h, w] pixel values from [n, 1, h, w] in [0, 1], as the image processor makes them."""
-    return ((images - MEAN) / STD).expand(-1, 3, -1, -1)
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Return uint8 [n, c, h, w], c 1 or 3, from uint8 [n, h, w] (grey) or [n, h, w, 3] (RGB)."""
+    pictures = torch.from_numpy(np.ascontiguousarray(images))
+    return pictures[:, None] if pictures.ndim == 3 else pictures.permute(0, 3, 1, 2).contiguous()
+
+
+def normalise(images: torch.Tensor, training: Training) -> torch.Tensor:
+    """Return [n, 3, h, w] pixel values from [n, 1 or 3, h, w] in [0, 1], as the image processor makes them."""
+    return ((images - training.mean) / training.std).expand(-1, 3, -1, -1)
 
 
 def drop_words(text: str, probability: float, random: np.random.Generator) -> str:
@@ -158,14 +174,25 @@ def drop_words(text: str, probability: float, random: np.random.Generator) -> st
     return " ".join(kept or parts)
 
 
+def add_keywords(text: str, keywords: Sequence[str], probability: float, random: np.random.Generator) -> str:
+    """Let one to three of its ``keywords``, drawn at random, follow a name with the given probability."""
+    if not probability or random.random() >= probability or not len(keywords):
+        return text
+    count = min(int(random.integers(1, 4)), len(keywords))
+    return " ".join([text, *random.permutation(np.asarray(keywords))[:count]])
+
+
 class Batches:
     """Draw the batch of a step from the train items: distinct texts, each with one of its images."""
 
-    def __init__(self, items: Items, tokenizer: Any, training: Training) -> None:
+    def __init__(
+        self, items: Items, tokenizer: Any, training: Training, keywords: Sequence[Sequence[str]] | None = None
+    ) -> None:
         by_text = items.relevance.tocsc()
         self.first, self.rows = by_text.indptr, by_text.indices
-        self.images = torch.from_numpy(np.ascontiguousarray(items.images))[:, None]
+        self.images = channels_first(items.images)
         self.texts, self.tokenizer, self.training = items.texts, tokenizer, training
+        self.keywords = [()] * len(items.texts) if keywords is None else keywords
 
     def __call__(self, step: int, device: str) -> dict[str, torch.Tensor]:
         """Return pixels float [b, 3, h, w] and tokens int64 [b + negatives, t]; rows below b belong together."""
@@ -176,9 +203,18 @@ class Batches:
         chosen = drawn[: self.training.batch]
         rows = self.rows[random.integers(self.first[chosen], self.first[chosen + 1])]
         images = self.images[torch.from_numpy(rows.astype(np.int64))].to(device).float() / 255
-        texts = [drop_words(self.texts[row], self.training.word_dropout, random) for row in drawn]
+        texts = [
+            drop_words(
+                add_keywords(self.texts[row], self.keywords[row], self.training.keywords, random),
+                self.training.word_dropout,
+                random,
+            )
+            for row in drawn
+        ]
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        return {"pixels": normalise(augment(images, generator)), "tokens": tokens.to(device)}
+        ground = self.training.ground
+        moved = (ground - augment((ground - images).abs(), generator)).abs()  # what moves in is ground
+        return {"pixels": normalise(moved, self.training), "tokens": tokens.to(device)}
 
 
 def text_features(model: Any, tokens: torch.Tensor, buckets: int = 4) -> torch.Tensor:
@@ -213,17 +249,17 @@ def learning_rate(step: int, training: Training) -> float:
 
 
 @torch.no_grad()
-def validation_r1(model: Any, tokenizer: Any, items: Items, images: int = 2000) -> float:
+def validation_r1(model: Any, tokenizer: Any, items: Items, training: Training, images: int = 2000) -> float:
     """Return R@1 (percent), image to text, of the first ``images`` of a seeded order against all texts."""
     device = model.logit_scale.device
     rows = np.random.default_rng(0).permutation(len(items.images))[:images]
-    pictures = torch.from_numpy(items.images[rows])[:, None].float() / 255
+    pictures = channels_first(items.images[rows]).float() / 255
     tokens = tokenizer(list(items.texts), padding=True, truncation=True, return_tensors="pt")["input_ids"]
     model.eval()
     text = torch.cat([model.get_text_features(input_ids=part.to(device)).pooler_output for part in tokens.split(500)])
     hits = []
     for part in pictures.split(500):
-        image = model.get_image_features(pixel_values=normalise(part.to(device))).pooler_output
+        image = model.get_image_features(pixel_values=normalise(part.to(device), training)).pooler_output
         hits.append((image @ F.normalize(text, dim=-1).T).argmax(dim=1).cpu())
     model.train()
     return 100 * float(np.mean(items.relevance.indices[rows] == torch.cat(hits).numpy()))
@@ -330,6 +366,7 @@ def train(
     validation: Items,
     folder: Path,
     *,
+    keywords: Sequence[Sequence[str]] | None = None,
     device: str = "cpu",
     stop_after: int | None = None,
     report: Callable[[str], None] = print,
@@ -341,6 +378,7 @@ def train(
     training : sizes, schedule and seed.
     items, validation : the splits; nothing is selected on validation here, it only gives the curve.
     folder : where the checkpoint lies.
+    keywords : further words for each text of ``items``; see ``Training.keywords``.
     stop_after : stop after this many steps of this call (the schedule stays that of ``training.steps``).
     report : receives one line of progress, with the time left, per validation.
 
@@ -350,8 +388,9 @@ def train(
 
     Raises InputError if the checkpoint was written with other settings.
     """
-    tokenizer = build_tokenizer(items.texts, training.vocabulary)
-    batches = Batches(items, tokenizer, training)
+    further = [word for words in keywords or () for word in words] if training.keywords else []
+    tokenizer = build_tokenizer([*items.texts, *further], training.vocabulary)
+    batches = Batches(items, tokenizer, training, keywords)
     state = start(training, batches, tokenizer, device)
     load_checkpoint(folder, state, training)
     last = training.steps if stop_after is None else min(training.steps, state.step + stop_after)
@@ -361,7 +400,7 @@ def train(
         losses.append(take_step(state, batches, training, device))
         if state.step % training.validate_every == 0 or state.step == last:
             averaged.load_state_dict(state.average)
-            r1 = validation_r1(averaged, tokenizer, validation)
+            r1 = validation_r1(averaged, tokenizer, validation, training)
             state.seconds = before + time.monotonic() - began
             state.curve.append([state.step, round(float(np.mean(losses)), 4), round(r1, 2)])
             save_checkpoint(folder, state, training)

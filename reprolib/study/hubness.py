@@ -461,7 +461,7 @@ class Study(Protocol):
             given: dict[str, Any] = {"dataset": self.dataset, "embeddings": own}
         else:  # raw items are encoded by the model of the study; stored features are what they are
             items = load_manifest(self.other_bank).kind == "items"
-            given = {"dataset": self.other_bank, "model": self.model if items else None}
+            given = {"dataset": self.other_bank, "model": self.data.model if items else None}
         try:
             other = load_embeddings(**given, mirror=self.mirror, device=self.device)
         except DataUnavailable as error:

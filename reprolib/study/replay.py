@@ -39,7 +39,7 @@ _RANKED = re.compile(
 )
 # What training or optimisation made: whole tables of a study (None: all of them), and methods.
 _TRAINED_TABLES = {
-    "train-glyph-clip": None,
+    "train-clip": None,
     "modality-gap": ("temperature",),
     "intra-modal-inversion": ("curve", "gap"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,24 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     build_mirror(tmp_path / "small", tmp_path / "small manifests")
     monkeypatch.setattr(paths, "manifests", lambda: tmp_path / "small manifests")
     return tmp_path / "small"
+
+
+@pytest.fixture
+def described(small: Path) -> Path:
+    """Return the miniature with groups, tags and labels in two more languages; emoji i is of subgroup i mod 4."""
+    path = small / "emoji" / "emoji_text.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    for row, entry in enumerate(entries.values()):
+        entry |= {"group": 1, "subgroup": row % 4, "tags": [f"Tag {row}", "all"]}
+        entry["labels"] = {"de": f"Gesicht {row}", "fr": f"visage {row}"} | ({"et": "nägu"} if row else {})
+    first = next(iter(entries.values()))
+    first |= {"group": None, "subgroup": None, "tags": None}
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    description = paths.manifests() / "datasets" / "emoji.yaml"
+    stated = yaml.safe_load(description.read_text(encoding="utf-8"))
+    stated["files"][1]["sha256"] = pooch.file_hash(str(path), alg="sha256")
+    description.write_text(yaml.safe_dump(stated), encoding="utf-8")
+    return small
 
 
 def parts_of(mirror: Path) -> dict[str, Items]:
@@ -123,3 +142,51 @@ def test_files_of_another_format_are_refused_and_never_unpickled(small: Path, da
 def test_an_unknown_split_names_the_valid_ones() -> None:
     with pytest.raises(InputError, match="nearest valid: test"):
         emoji.load_emoji("tset")
+
+
+def test_groups_are_those_of_the_emoji_that_is_drawn(described: Path) -> None:
+    for part in parts_of(described).values():
+        of_image, of_text = emoji.groups(part, "emoji", described)
+        assert of_text.tolist() == part.text_ids.tolist()
+        match = of_image[:, None] == of_text[None, :]
+        np.testing.assert_array_equal(match, part.relevance.toarray())
+        of_image, of_text = emoji.groups(part, "subgroup", described)
+        for name, codes in zip(of_text, part.text_ids, strict=True):
+            number = int(codes.split("+")[0], 16) - 0x1F600
+            assert name == (f"1/{number % 4}" if number else "-")
+        for name, image in zip(of_image, part.image_ids, strict=True):
+            first = part.text_ids[[image.split("/")[0] in codes.split("+") for codes in part.text_ids]][0].split("+")[0]
+            assert name == (f"1/{(int(first, 16) - 0x1F600) % 4}" if first != "1f600" else "-")
+
+
+def test_labels_and_keywords_stand_in_the_order_of_the_texts(described: Path) -> None:
+    for part in parts_of(described).values():
+        numbers = [[int(code, 16) - 0x1F600 for code in codes.split("+")] for codes in part.text_ids]
+        assert emoji.labels(part, "de", described).tolist() == [f"gesicht {codes[0]}" for codes in numbers]
+        wanted = [[tag for row in codes if row for tag in (f"tag {row}", "all")] for codes in numbers]
+        assert emoji.keywords(part, described) == wanted
+
+
+def test_what_is_no_group_locale_or_emoji_is_named(described: Path) -> None:
+    part = next(part for part in parts_of(described).values() if "1f600" in part.text_ids)
+    with pytest.raises(InputError, match="unknown kind of group of emoji 'subgruop'; nearest valid: subgroup"):
+        emoji.groups(part, "subgruop", described)
+    for locale in ("dee", "et"):  # the second is missing from one emoji
+        with pytest.raises(InputError, match=f"unknown locale of emoji '{locale}'; nearest valid: "):
+            emoji.labels(part, locale, described)
+    foreign = Items("toy", "test", part.images, part.texts, part.image_ids, part.text_ids + "z", part.relevance)
+    with pytest.raises(InputError, match="z' of toy is no code of an emoji"):
+        emoji.keywords(foreign, described)
+
+
+def test_the_true_file_names_28_locales_and_a_subgroup_of_nearly_every_emoji(mirror: Mirror) -> None:
+    part = emoji.load_emoji("test", mirror.path)
+    names = emoji.groups(part, "subgroup", mirror.path)[1]
+    if mirror.real:
+        assert (names != "-").mean() > 0.97 and len(set(names)) > 50
+        with pytest.raises(InputError, match="unknown locale of emoji 'xx'"):
+            emoji.labels(part, "xx", mirror.path)
+        german = emoji.labels(part, "de", mirror.path)
+        assert german.shape == (len(part.texts),) and (german != np.array(part.texts)).mean() > 0.9
+    else:
+        assert set(names) == {"-"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,21 @@ def test_the_duplicate_bounds_equal_an_exhaustive_oracle() -> None:
 def test_an_unknown_split_names_the_valid_ones() -> None:
     with pytest.raises(InputError, match="nearest valid: test"):
         glyphs.load_glyphs("tset")
+
+
+def test_groups_are_characters_or_scripts_with_their_kind() -> None:
+    items = glyphs.load_glyphs("test")
+    of_image, of_text = glyphs.groups(items)
+    assert of_text.tolist() == items.text_ids.tolist()
+    assert of_image.tolist() == [name.split("/")[0] for name in items.image_ids]
+    of_image, of_text = glyphs.groups(items, "script and kind")
+    for name, text, group in zip(items.text_ids, items.texts, of_text, strict=True):
+        script, category = group.split()
+        assert text.startswith(script) and category == unicodedata.category(chr(int(name[2:], 16)))
+        if text.startswith("greek small letter"):
+            assert group == "greek Ll"
+    assert of_image.tolist() == of_text[items.relevance.indices].tolist()
+    with pytest.raises(InputError, match="unknown kind of group of glyphs 'charcter'; nearest valid: character"):
+        glyphs.groups(items, "charcter")
+    with pytest.raises(InputError, match="is no code point: valid are items of glyphs"):
+        glyphs.groups(items_of(np.zeros((2, 4, 4), np.uint8), [0, 1]))

@@ -13,7 +13,7 @@ from reprolib.errors import InputError
 from reprolib.loaders.dataset import Items
 from reprolib.models import training as t
 from reprolib.models.encoder import load_encoder
-from reprolib.models.release import measure, measured_records, model_manifest, store_model, write_manifest
+from reprolib.models.release import ABOUT, measure, measured_records, model_manifest, store_model, write_manifest
 
 TINY = t.Training(
     steps=5,
@@ -92,10 +92,10 @@ def test_the_stored_model_loads_like_any_other(items: Items, tmp_path: Path) -> 
 
     model, tokenizer, state = train(items, tmp_path / "run")
     folder = tmp_path / "tiny"
-    files = store_model(folder, model, tokenizer, t.build_processor(32))
+    files = store_model(folder, model, tokenizer, t.build_processor(TINY, 32))
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"} <= set(files)
     encoder = load_encoder(str(folder))
-    pixels = t.normalise(torch.from_numpy(items.images)[:, None].float() / 255)
+    pixels = t.normalise(t.channels_first(items.images).float() / 255, TINY)
     with torch.no_grad():
         expected = model.half().float().get_image_features(pixel_values=pixels).pooler_output
     np.testing.assert_allclose(encoder.encode_images(items.images), expected, atol=1e-5)
@@ -111,7 +111,7 @@ def test_more_than_the_limit_is_not_stored(items: Items, tmp_path: Path, monkeyp
     model, tokenizer, _ = train(items, tmp_path / "run")
     monkeypatch.setattr("reprolib.models.release.LIMIT", 1000)
     with pytest.raises(InputError, match="valid is at most"):
-        store_model(tmp_path / "tiny", model, tokenizer, t.build_processor(32))
+        store_model(tmp_path / "tiny", model, tokenizer, t.build_processor(TINY, 32))
     assert not (tmp_path / "tiny" / "model.safetensors").exists()
 
 
@@ -156,3 +156,56 @@ def test_augmentation_keeps_pictures_recognisable() -> None:
     assert ink.min() > 0.5 and ink.max() < 2.5
     overlap = (changed * image).sum(dim=(1, 2, 3)) / image.sum(dim=(1, 2, 3))
     assert overlap.mean() > 0.7
+
+
+def coloured(items: Items) -> Items:
+    """Return the items with pictures in three different channels, ink on white."""
+    return replace(items, images=255 - np.stack([items.images, items.images // 2, items.images // 3], axis=3))
+
+
+def test_colour_pictures_are_trained_on_and_encoded_alike(items: Items, tmp_path: Path) -> None:
+    bright, setting = coloured(items), replace(TINY, steps=2, mean=0.7, std=0.25, ground=1)
+    model, tokenizer, state = t.train(setting, bright, bright, tmp_path / "run", report=quiet)
+    assert state.step == 2
+    store_model(tmp_path / "bright", model, tokenizer, t.build_processor(setting, 32))
+    encoder = load_encoder(str(tmp_path / "bright"))
+    pixels = t.normalise(t.channels_first(bright.images).float() / 255, setting)
+    assert pixels.shape == (len(bright.images), 3, 32, 32) and not torch.equal(pixels[:, 0], pixels[:, 1])
+    with torch.no_grad():
+        expected = model.half().float().get_image_features(pixel_values=pixels).pooler_output
+    np.testing.assert_allclose(encoder.encode_images(bright.images), expected, atol=1e-5)
+
+
+def test_what_moves_into_a_picture_is_its_ground(items: Items) -> None:
+    tokenizer = t.build_tokenizer(items.texts, 700)
+    blank = replace(items, images=np.full((len(items.images), 32, 32, 3), 255, np.uint8))
+    setting = replace(TINY, mean=0.5, std=0.5, ground=1)
+    pixels = t.Batches(blank, tokenizer, setting)(0, "cpu")["pixels"]
+    assert pixels.mean() > 0.9  # white is 1 here, and only the noise is not white
+    dark = t.Batches(blank, tokenizer, replace(setting, ground=0))(0, "cpu")["pixels"]
+    assert dark.min() == -1  # the corners
+
+
+def test_keywords_follow_a_name_as_often_as_asked_and_teach_the_tokenizer(items: Items, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    drawn = [t.add_keywords("greek letter", ["alpha", "beta", "gamma", "delta"], 0.5, random) for _ in range(400)]
+    longer = [text.split()[2:] for text in drawn if text != "greek letter"]
+    assert 150 < len(longer) < 250 and {len(words) for words in longer} == {1, 2, 3}
+    assert all(len(set(words)) == len(words) <= 3 for words in longer)
+    assert t.add_keywords("greek letter", [], 1.0, random) == "greek letter"
+    assert t.add_keywords("greek letter", ["alpha"], 0.0, random) == "greek letter"
+    words = [["zeppelin"]] * len(items.texts)
+    setting = replace(TINY, steps=1, keywords=1.0)
+    _, tokenizer, _ = t.train(setting, items, items, tmp_path / "a", keywords=words, report=quiet)
+    assert tokenizer.tokenize("zeppelin") == ["zeppelin</w>"]
+    _, tokenizer, _ = t.train(
+        replace(setting, keywords=0.0), items, items, tmp_path / "b", keywords=words, report=quiet
+    )
+    assert len(tokenizer.tokenize("zeppelin")) > 1
+
+
+def test_every_preset_has_a_model_that_its_manifest_can_describe() -> None:
+    assert set(t.PRESETS) == set(ABOUT)
+    assert len({about["name"] for about in ABOUT.values()}) == len(ABOUT)
+    for setting in t.PRESETS.values():
+        assert setting.warmup < setting.steps - setting.cooldown < setting.steps
