@@ -23,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 reproduce: $(STAMP)
 	$(BIN)/reprolib run hubness -p dataset glyphs -p other_bank emoji --out runs/hubness-glyphs
 	$(BIN)/reprolib run hubness -p dataset coco-clip-500 --out runs/hubness-coco-clip-500 --skip-unavailable
+	$(BIN)/reprolib run modality-gap -p dataset glyphs --out runs/modality-gap-glyphs
+	$(BIN)/reprolib run modality-gap -p dataset coco-clip-500 --out runs/modality-gap-coco-clip-500 --skip-unavailable
+	$(BIN)/reprolib run intra-modal-inversion -p dataset glyphs --out runs/intra-modal-inversion-glyphs
 	$(BIN)/reprolib report --out report/index.html
 
 report: $(STAMP)

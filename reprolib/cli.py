@@ -1,4 +1,4 @@
-"""The command line: `reprolib run`, `reprolib list`, `reprolib report`.
+"""The command line: `reprolib run`, `list`, `report`, `verify`, `replay`, `diff`, `doctor`, `tables`.
 
 Nothing heavy is imported before a verb needs it, so that help comes at once.
 """
@@ -38,6 +38,14 @@ class Kind(StrEnum):
     datasets = "datasets"
     models = "models"
     methods = "methods"
+
+
+class Format(StrEnum):
+    """How `reprolib tables` prints."""
+
+    latex = "latex"
+    markdown = "markdown"
+    csv = "csv"
 
 
 @app.command()
@@ -119,6 +127,76 @@ def report(
     written = page.build(folders, out)
     count = f"{len(folders)} run{'s' if len(folders) > 1 else ''}"
     print(f"{_relative(written)}: {count}, {written.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def verify(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; default: all under runs/.")] = None,
+) -> None:
+    """Check every file of finished runs against the SHA-256 in run.json; exit 1 if one is changed, missing or extra."""
+    from reprolib.study import report, verify
+
+    found = {run: verify.verify(run) for run in runs or report.find_runs(Path("runs"))}
+    if not found:
+        raise InputError("there is no finished run under runs/ to verify")
+    for run, problems in found.items():
+        for sentence in problems or ["as written"]:
+            print(f"{_relative(run)}: {sentence}")
+    raise typer.Exit(int(any(found.values())))
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="Directory of the finished run to repeat.")],
+    out: Annotated[Path | None, typer.Option(help="Keep the repetition in this folder.")] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="Folder of data files, DATASET/FILE; used before the network.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Stop the whole run after so many seconds.")] = None,
+) -> None:
+    """Repeat a run in a fresh process and say per tier what agrees; exit 1 if a promise is broken."""
+    from reprolib.study import replay
+
+    found, agreements = replay.replay(run, out=out, mirror=mirror, timeout=timeout)
+    print("\n".join([*found.lines(), *(line for agreement in agreements for line in agreement.lines())]))
+    raise typer.Exit(int(not all(agreement.holds for agreement in agreements)))
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.")],
+    other: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many numbers, records and columns.")] = 20,
+) -> None:
+    """Compare two runs: what was set and installed, then number by number and query by query."""
+    from reprolib.study import replay
+
+    print("\n".join(replay.diff(one, other).lines(limit)))
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what in this environment would prevent or weaken a reproduction; exit 1 if something is broken."""
+    from reprolib.study import doctor
+
+    checks = doctor.examine()
+    for check in checks:
+        print(f"{check.state:6}  {check.name:8}  {check.sentence}")
+    raise typer.Exit(int(any(check.state == "broken" for check in checks)))
+
+
+@app.command()
+def tables(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; default: all under runs/.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.markdown,
+) -> None:
+    """Print the tables a paper would print: value ± half the interval, and marks of significance."""
+    from reprolib.study import report, tables
+
+    folders = runs or report.find_runs(Path("runs"))
+    if not folders:
+        raise InputError("there is no finished run under runs/; start with `reprolib run hubness`")
+    print(tables.render(tables.build(folders), form.value), end="")
 
 
 def _pairs(texts: Iterable[str]) -> dict[str, str]:
@@ -209,10 +287,12 @@ def _models() -> Table:
 
 def _methods() -> Table:
     from reprolib.methods import CATALOGUE
+    from reprolib.methods.interventions import INTERVENTIONS
 
-    table = _table("methods", "name", "what it is", "source")
-    for name, method in CATALOGUE.items():
-        table.add_row(name, _escape(method.summary), _escape(method.source))
+    table = _table("methods", "name", "for", "what it is", "source")
+    for purpose, methods in (("hubness", CATALOGUE), ("modality gap", INTERVENTIONS)):
+        for name, method in methods.items():
+            table.add_row(name, purpose, _escape(method.summary), _escape(method.source))
     return table
 
 

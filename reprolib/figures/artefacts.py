@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reprolib.errors import InputError
-from reprolib.figures.style import DIRECTIONS, METHODS, look
+from reprolib.figures.style import DIRECTIONS, INTERVENTIONS, METHODS, look
 
 Records = pd.DataFrame | Iterable[Mapping[str, Any]]
 
@@ -103,7 +103,7 @@ def methods_of(rows: pd.DataFrame, wanted: Sequence[str] | None = None) -> list[
         look(name)
     if absent := sorted(set(wanted or ()) - present):
         raise InputError(f"no record of method {absent[0]!r}; present: {', '.join(sorted(present))}")
-    return [name for name in METHODS if name in (wanted or present)]
+    return [name for name in (*METHODS, *INTERVENTIONS) if name in (wanted or present)]
 
 
 def title(direction: str) -> str:

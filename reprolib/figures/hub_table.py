@@ -53,7 +53,7 @@ def hubs(
     half = DOUBLE / 2
     per_line = int((half - 0.12 - 0.2 - wide - 0.36) / PITCH)
     most = max(map(len, rows["query_ids"]))
-    texts = [_text(query, captions) for listed in rows["query_ids"] for query in listed]
+    texts = [caption_of(query, captions) for listed in rows["query_ids"] for query in listed]
     widest = max((text_width(text, SIZE) for text in texts), default=0.0)
     columns = min(3, max(1, int((half - 0.8 - wide) / (widest + 0.2))))  # of texts, where they are short
     tall = 0.1 + (PITCH * min(2, -(-most // per_line)) if picture_queries else LINE * min(4, -(-most // columns)))
@@ -69,19 +69,19 @@ def hubs(
             raise InputError(f"no hubs {when!r} correction for {direction}")
         method = look(side["method"].iloc[0]).label
         start, end = left + 0.2 + wide + 0.36, left + half - 0.12  # of the queries
-        _write(ax, left, 0.13, f"{when.capitalize()} ({method})", size=8, weight="bold")
-        _write(ax, left + 0.2, 0.34, "hub")
+        write_lines(ax, left, 0.13, f"{when.capitalize()} ({method})", size=8, weight="bold")
+        write_lines(ax, left + 0.2, 0.34, "hub")
         ax.text(start - 0.06, 0.376, "$N_k$", size=7, ha="right")
-        _write(ax, start + 0.06, 0.34, f"queries with it in their top {k}")
+        write_lines(ax, start + 0.06, 0.34, f"queries with it in their top {k}")
         ax.plot([left, end], [0.45, 0.45], color=BLACK, linewidth=0.6)
         for place, (_, hub) in enumerate(side.iterrows()):
             y = 0.48 + tall * (place + 0.5)
-            _write(ax, left + 0.14, y, str(hub["hub"]), ha="right")
+            write_lines(ax, left + 0.14, y, str(hub["hub"]), ha="right")
             if picture_hubs:
-                _show(ax, left + 0.38, y, 0.34, pictures[hub["gallery_id"]], "")
+                show_picture(ax, left + 0.38, y, 0.34, pictures[hub["gallery_id"]], "")
             else:
-                _write(ax, left + 0.2, y, fit(_text(hub["gallery_id"], captions), wide - 0.06, 3), size=SIZE)
-            _write(ax, start - 0.06, y, f"{hub['n_k']:,}", ha="right")
+                write_lines(ax, left + 0.2, y, fit(caption_of(hub["gallery_id"], captions), wide - 0.06, 3), size=SIZE)
+            write_lines(ax, start - 0.06, y, f"{hub['n_k']:,}", ha="right")
             pairs = [(q, "✓" if c else "✗") for q, c in zip(hub["query_ids"], hub["correct"], strict=True)]
             pairs.sort(key=lambda pair: pair[1])  # right ones first, they must not be the ones cut off
             if picture_queries:
@@ -89,19 +89,19 @@ def hubs(
                 for i, (query, sign) in enumerate(pairs[: 2 * per_line]):
                     line, column = divmod(i, per_line)
                     x = start + 0.06 + PITCH * column + PICTURE / 2
-                    _show(ax, x, y + PITCH * (line - (lines - 1) / 2), PICTURE, pictures[query], sign)
+                    show_picture(ax, x, y + PITCH * (line - (lines - 1) / 2), PICTURE, pictures[query], sign)
             else:
                 room = (end - start - 0.06) / columns
                 shown = pairs[: 4 * columns]
                 lines = -(-len(shown) // columns)
                 for i, (query, sign) in enumerate(shown):
                     x, at = start + 0.06 + room * (i % columns), y + LINE * (i // columns - (lines - 1) / 2)
-                    _write(ax, x, at, sign, size=SIZE)
-                    _write(ax, x + 0.12, at, fit(_text(query, captions), room - 0.16), size=SIZE)
+                    write_lines(ax, x, at, sign, size=SIZE)
+                    write_lines(ax, x + 0.12, at, fit(caption_of(query, captions), room - 0.16), size=SIZE)
             if place:
                 ax.plot([left, end], [y - tall / 2] * 2, color="#D8D8D8", linewidth=0.4)
         flags = [bool(flag) for correct in side["correct"] for flag in correct]
-        listing = ", ".join(f"{_text(hub['gallery_id'], captions)} ({hub['n_k']:,})" for _, hub in side.iterrows())
+        listing = ", ".join(f"{caption_of(hub['gallery_id'], captions)} ({hub['n_k']:,})" for _, hub in side.iterrows())
         sentences.append(
             f"{when.capitalize()} ({method}): the largest hub is in the top {k} of {side['n_k'].iloc[0]:,} "
             f"queries, the smallest of the {len(side)} in that of {side['n_k'].iloc[-1]:,}; the hub is a "
@@ -110,7 +110,7 @@ def hubs(
     key = "✓ the hub is a right answer to the query; ✗ it is not"
     if picture_queries:
         key = "solid frame: the hub is a right answer to the query; dotted frame: it is not"
-    _write(ax, half, height - 0.12, key, ha="center")
+    write_lines(ax, half, height - 0.12, key, ha="center")
     ax.set(xlim=(0, DOUBLE), ylim=(height, 0))  # one unit is one inch, y downwards
     alt = f"Table of the largest hubs, {title(direction)}, before and after correction. {' '.join(sentences)}"
     caption = (
@@ -120,11 +120,11 @@ def hubs(
     return Drawing(figure, alt, caption)
 
 
-def _text(name: str, captions: Mapping[str, str]) -> str:
+def caption_of(name: str, captions: Mapping[str, str]) -> str:
     return " ".join(str(captions.get(name, name)).split())
 
 
-def _write(ax: Axes, x: float, y: float, text: str, size: float = 7, **options: Any) -> None:
+def write_lines(ax: Axes, x: float, y: float, text: str, size: float = 7, **options: Any) -> None:
     """Write lines centred on y, as they stand: a dollar sign in a caption is no formula."""
     lines = text.split("\n")
     for place, line in enumerate(lines):
@@ -132,7 +132,7 @@ def _write(ax: Axes, x: float, y: float, text: str, size: float = 7, **options: 
         ax.text(x, baseline, line, size=size, parse_math=False, **options)
 
 
-def _show(ax: Axes, x: float, y: float, size: float, pixels: np.ndarray, sign: str) -> None:
+def show_picture(ax: Axes, x: float, y: float, size: float, pixels: np.ndarray, sign: str) -> None:
     """Draw a picture, its longer side ``size`` inches, centred on (x, y), in the frame of ``sign``."""
     high, wide = (size * side / max(pixels.shape[:2]) / 2 for side in pixels.shape[:2])
     ax.imshow(

@@ -85,14 +85,28 @@ METHODS: Mapping[str, Look] = {
     "invgc": Look("InvGC", PURPLE, ">", SOLID),
     "invgc-localadj": Look("InvGC+LocalAdj", PURPLE, ">", DASHED, filled=False),
 }
+# Interventions on the modality gap: the shifts in blue, the centrings in red, the maps in green; dashed as above.
+INTERVENTIONS: Mapping[str, Look] = {
+    "none": METHODS["none"],
+    "shift": Look("shift", BLUE, "o", SOLID),
+    "shift-released": Look("shift, as released", BLUE, "o", DASHED, filled=False),
+    "mean-centring": Look("mean-centring", VERMILLION, "s", SOLID),
+    "i0t": Look("I0T", VERMILLION, "s", DASHED, filled=False),
+    "drop-dimensions": Look("drop dimensions", GREY, "D", DASHDOT),
+    "procrustes": Look("Procrustes", GREEN, "^", SOLID),
+    "linear": Look("linear map", GREEN, "v", DASHED),
+    "spectral": Look("spectral", ORANGE, "P", SOLID),
+    "optimal-transport": Look("optimal transport", PURPLE, ">", SOLID),
+}
 DIRECTIONS: Mapping[str, str] = {"text->image": "text → image", "image->text": "image → text"}
 
 
 def look(method: str) -> Look:
-    """Return the look of ``method``; InputError with the nearest names for an unknown one."""
-    if method not in METHODS:
-        raise nearest(method, METHODS, "method")
-    return METHODS[method]
+    """Return the look of ``method`` or intervention; InputError with the nearest names for an unknown one."""
+    known = {**METHODS, **INTERVENTIONS}
+    if method not in known:
+        raise nearest(method, known, "method")
+    return known[method]
 
 
 def look_of_value(position: int, label: str) -> Look:

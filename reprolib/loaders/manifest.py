@@ -153,7 +153,9 @@ def status(name: str, mirror: str | Path | None = None) -> Status:
     needed = [entry for entry in manifest.files if not entry.optional]
     size = sum(entry.bytes for entry in manifest.files)
     if not needed:
-        return Status(True, size, "ships with the package and its dependencies")
+        known = manifest.reader is not None
+        where = "ships with the package and its dependencies" if known else "must be obtained by hand"
+        return Status(known, size, where)
     found = [at_hand(manifest, entry, mirror) for entry in needed]
     if all(found):
         return Status(True, size, " and ".join(sorted({where for _, where in filter(None, found)})))

@@ -245,6 +245,18 @@ def _methods() -> Iterable[str]:
     return catalogue()
 
 
+def _interventions() -> Iterable[str]:
+    from reprolib.methods.interventions import INTERVENTIONS
+
+    return INTERVENTIONS
+
+
+def _controls() -> Iterable[str]:
+    from reprolib.methods.intra_modal import CONTROLS
+
+    return CONTROLS
+
+
 def _model(name: str, value: str) -> str:
     known = manifest_names("models")
     if value in known or ("/" in value and not value.startswith((".", "/", "~")) and not Path(value).exists()):
@@ -265,6 +277,10 @@ def _embeddings(name: str, value: str) -> str:
 
 def _dataset_or_file(name: str, value: str) -> str:
     return _embeddings(name, value) if Path(value).suffix else CHECKS["dataset"](name, value)
+
+
+def _datasets(name: str, value: list[str]) -> list[str]:
+    return CHECKS["dataset"](name, value) if value else value
 
 
 def _folder(name: str, value: str) -> str:
@@ -301,6 +317,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mirror": _folder,
     "method": _one_of("method", _methods),
     "methods": _one_of("method", _methods),
+    "interventions": _one_of("intervention", _interventions),
+    "feature_sets": _datasets,
     "direction": _one_of("direction", lambda: DIRECTIONS),
     "directions": _one_of("direction", lambda: DIRECTIONS),
     "device": _device,
@@ -312,6 +330,20 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gallery_sizes": _within(0, 1, above=True),
     "betas": _within(0, _ANY, above=True),
     "gallery_betas": _within(0, _ANY),
+    "temperature": _within(0, _ANY, above=True),
+    "temperatures": _within(0, _ANY, above=True),
+    "n_random": _within(0, _ANY),
+    "n_seeds": _within(1, _ANY),
+    "n_halves": _within(2, _ANY),
+    "n_pairs": _within(3, _ANY),
+    "steps": _within(1, _ANY),
+    "tasks": _one_of("task", lambda: ("image->image", "text->text")),
+    "controls": _one_of("control", _controls),
+    "taus": _within(0, _ANY, above=True),
+    "narrow_share": _within(0, 1, above=True),
+    "train_share": _within(0, 1, above=True),
+    **dict.fromkeys(("oti_steps", "ovi_steps", "longest", "checkpoints", "tokens", "patches"), _within(1, _ANY)),
+    **dict.fromkeys(("n_images", "n_texts", "n_curve", "n_narrow"), _within(1, _ANY)),
     "n_splits": _within(1, _ANY),
     "n_bootstrap": _within(1, _ANY),
     "n_permutations": _within(1, _ANY),

@@ -59,7 +59,7 @@ class Record(BaseModel):
     study: str
     dataset: str
     model: str | None
-    direction: Literal["text->image", "image->text"] | None
+    direction: Literal["text->image", "image->text", "image->image", "text->text"] | None
     method: str | None
     parameters: Annotated[dict[str, Any], BeforeValidator(_plain)] = {}
     bank: str | None = None

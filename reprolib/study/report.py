@@ -34,10 +34,14 @@ from reprolib.study import provenance, records
 from reprolib.study.records import Record
 
 # What the summary shows, in this order; the rest is in results.json.
-METRICS = ("R@1", "R@5", "R@10", "MRR", "skewness", "hub share")
+METRICS = (
+    "R@1", "R@5", "R@10", "MRR", "skewness", "hub share", "L2M", "RMG", "share of texts in top-10 of texts",
+    "share of images in top-10 of images", "nDCG@10 mixed, texts", "nDCG@10 mixed, images", "V-measure", "ARI",
+    "modality in clusters",
+)  # fmt: skip
 _QUIET = logging.Logger("nbconvert", logging.ERROR)  # it warns of missing alternative text, which is added here
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_SHARES = re.compile(r"^(R@\d+.*|.*\bshare)$")
+_SHARES = re.compile(r"^(R@\d+.*|.*\bshare|share of .*|nDCG@\d+.*)$")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def _run(path: Path, slug: str) -> dict[str, Any]:
         "facts": facts,
         "datasets": ", ".join(dict.fromkeys(record.dataset for record in results)),
         "models": ", ".join(dict.fromkeys(record.model for record in results if record.model)),
-        "tables": [*_questions(results), *_summary(results), *_differences(results)],
+        "tables": [*_questions(results), *_summary(results), *_differences(results), *_changes(results)],
         # A figure that the notebook shows stands there, with its caption; the others come before it.
         "figures": [figure for figure in figures if f"{slug}-figure-{figure.name}" not in parts["notebook"]],
         **parts,
@@ -162,10 +166,10 @@ def _groups(rows: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[R
 def _summary(results: Sequence[Record]) -> list[Table]:
     """Return the main results, a table for each dataset, model and direction, a row for each method."""
     main = [record for record in results if record.table in (None, "main")]
-    names = list(dict.fromkeys(record.metric for record in main))
-    shown = [metric for metric in METRICS if metric in names] or names[:6]
     tables = []
     for (dataset, model, direction), rows in _groups(main, "dataset", "model", "direction").items():
+        names = list(dict.fromkeys(row.metric for row in rows))
+        shown = [metric for metric in METRICS if metric in names] or names[:6]
         methods = {}
         for row in rows:
             methods.setdefault((row.method, _settings(row), row.bank), {})[row.metric] = row
@@ -204,6 +208,30 @@ def _differences(results: Sequence[Record]) -> list[Table]:
         columns = [text for reference in references for text in (f"minus {reference}, points", "p (Holm)")]
         title = f"{' · '.join(filter(None, (_arrow(direction), dataset, model)))}: differences in {first}"
         note = "paired by query; permutation test, p after Holm's correction"
+        tables.append(Table(title, note, columns, body))
+    return tables
+
+
+def _changes(results: Sequence[Record]) -> list[Table]:
+    """Return the differences of what has no direction, a row for each method and a column for each metric."""
+    named = {f"{metric} difference": metric for metric in METRICS}
+    rows = [row for row in results if row.table == "difference" and not row.direction and row.metric in named]
+    tables = []
+    for (dataset, model, reference), group in _groups(rows, "dataset", "model", "reference").items():
+        present = {row.metric for row in group}
+        metrics = [name for name in named if name in present]
+        body = []
+        for (method,), same in _groups(group, "method").items():
+            found = {row.metric: row for row in same}
+            cells = []
+            for row in map(found.get, metrics):
+                value, interval = _cell(row)
+                clear = row is not None and row.p_holm is not None and row.p_holm < 0.05
+                cells.append((f"{value}*" if clear else value, interval))
+            body.append((method or "", cells))
+        columns = [f"{named[name]}{', points' if _SHARES.match(name) else ''}" for name in metrics]
+        title = f"{' · '.join(filter(None, (dataset, model)))}: differences from {reference}"
+        note = "paired; * p < 0.05 by the permutation test after Holm's correction, for what has a value per query"
         tables.append(Table(title, note, columns, body))
     return tables
 
