@@ -26,6 +26,8 @@ reproduce: $(STAMP)
 	$(BIN)/reprolib run modality-gap -p dataset glyphs --out runs/modality-gap-glyphs
 	$(BIN)/reprolib run modality-gap -p dataset coco-clip-500 --out runs/modality-gap-coco-clip-500 --skip-unavailable
 	$(BIN)/reprolib run intra-modal-inversion -p dataset glyphs --out runs/intra-modal-inversion-glyphs
+	$(BIN)/reprolib run paper-versus-code -p dataset glyphs --out runs/paper-versus-code-glyphs
+	$(BIN)/reprolib run paper-versus-code -p dataset coco-clip-500 --out runs/paper-versus-code-coco-clip-500 --skip-unavailable
 	$(BIN)/reprolib report --out report/index.html
 
 report: $(STAMP)

@@ -343,7 +343,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "narrow_share": _within(0, 1, above=True),
     "train_share": _within(0, 1, above=True),
     **dict.fromkeys(("oti_steps", "ovi_steps", "longest", "checkpoints", "tokens", "patches"), _within(1, _ANY)),
-    **dict.fromkeys(("n_images", "n_texts", "n_curve", "n_narrow"), _within(1, _ANY)),
+    **dict.fromkeys(("n_images", "n_texts", "n_curve", "n_narrow", "n_inverted"), _within(1, _ANY)),
     "n_splits": _within(1, _ANY),
     "n_bootstrap": _within(1, _ANY),
     "n_permutations": _within(1, _ANY),
