@@ -428,6 +428,9 @@ class Study(Protocol):
                 f"- **{self.data.name}, {task}, same {grouping}**: native mAP {100 * native:.1f} %, inverted with "
                 f"{self._steps(TASKS[task]):,} steps {_points(row)}, Holm p {_p(row['p_holm'])}: {verdict[signs[-1]]}."
             )
+            published = (inversion.OVI if TASKS[task] == "text" else inversion.OTI).steps
+            if self._steps(TASKS[task]) < published:
+                lines[-1] += f" Published are {published:,} steps: with fewer this says nothing about the claim."
         mean = self.table("average").set_index("method").loc["inversion"]
         lines.append(
             f"- On {signs.count(1)} of {len(signs)} the sign is as claimed, on {signs.count(-1)} it is the opposite, "
