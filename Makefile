@@ -56,10 +56,9 @@ lock:
 	  sed -E 's/\+[A-Za-z0-9.]+$$//' "$$folder/frozen" | LC_ALL=C sort -f; } > "$$folder/lock"; \
 	mv "$$folder/lock" requirements.lock
 
-# Copies the README's picture, with the artefact it was drawn from, out of the run.
+# Takes the artefacts out of the runs and draws every figure of the paper; `reprolib figures --check` compares.
 figures: reproduce
-	mkdir -p figures/hubness-glyphs
-	cp runs/hubness-glyphs/hubs.parquet runs/hubness-glyphs/figures/hubs_image_to_text.* figures/hubness-glyphs/
+	$(BIN)/reprolib figures --from runs
 
 # Train the embedded models again (CPU or GPU).
 glyph-clip: $(STAMP)

@@ -1,4 +1,4 @@
-"""The command line: `reprolib run`, `list`, `report`, `verify`, `replay`, `diff`, `doctor`, `tables`.
+"""The command line: `reprolib run`, `list`, `report`, `figures`, `tables`, `verify`, `replay`, `diff`, `doctor`.
 
 Nothing heavy is imported before a verb needs it, so that help comes at once.
 """
@@ -117,8 +117,9 @@ def list_(
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; default: all under runs/.")] = None,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report/index.html"),
+    pdf: Annotated[Path | None, typer.Option(help="Print it through Chromium into this PDF as well.")] = None,
 ) -> None:
-    """Build one HTML file, readable offline, from finished runs."""
+    """Build one HTML file, readable offline, from finished runs: verdicts, results, notebooks, audit."""
     from reprolib.study import report as page
 
     folders = runs or page.find_runs(Path("runs"))
@@ -127,6 +128,39 @@ def report(
     written = page.build(folders, out)
     count = f"{len(folders)} run{'s' if len(folders) > 1 else ''}"
     print(f"{_relative(written)}: {count}, {written.stat().st_size / 1e6:.1f} MB")
+    if pdf:
+        printed = page.print_pdf(written, pdf)
+        print(f"{_relative(printed)}: {printed.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def figures(
+    source: Annotated[
+        Path | None, typer.Option("--from", help="First take the artefacts out of the runs in this folder.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Draw elsewhere and compare; exit 1 if a byte differs.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The folder of figures and artefacts.")] = Path("figures"),
+) -> None:
+    """Draw every figure of the paper from stored artefacts: no data, model or network."""
+    from reprolib.study import paper_figures
+
+    if check and source:
+        raise InputError("--check compares figures with the artefacts beside them, so it goes without --from")
+    if check:
+        found = paper_figures.check(out)
+        print("\n".join(found) if found else f"{_relative(out)}: every figure is what its artefacts give")
+        raise typer.Exit(int(bool(found)))
+    if source is None:
+        print(f"{_relative(out)}: {len(paper_figures.redraw(out))} files drawn")
+        return
+    taken, absent = paper_figures.take(source, out)
+    for name in absent:
+        print(f"reprolib: there is no run {source / name}, so its figures stay as they are", file=sys.stderr)
+    if not taken:
+        raise InputError(f"none of the runs that figures are drawn from is under {source}")
+    print(f"{_relative(out)}: figures of {', '.join(taken)}")
 
 
 @app.command()

@@ -390,8 +390,8 @@ class Study(Protocol):
             self.difference(*(self.measure(case, name)["mAP"] for name in pair), self._clusters(case)) for pair in pairs
         ]
         for (one, other), (interval, p), corrected in zip(pairs, found, holm([p for _, p in found]), strict=True):
-            name = "mAP difference" + (f": {one} - {other}, same {case[1]}" if table == "question" else "")
-            self._record(table, case, one, name, interval, reference=other, p_value=p, p_holm=float(corrected))
+            test = {"reference": other, "p_value": p, "p_holm": float(corrected)}
+            self._record(table, case, one, "mAP difference", interval, **test)
 
     def compare(self) -> pd.DataFrame:
         """Compare mAP of every method with native search: paired, Holm within a task and grouping, and on average."""

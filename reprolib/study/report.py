@@ -1,8 +1,8 @@
 """The report: finished runs as one HTML file that opens with the network off.
 
 Figures are inlined, formulas become MathML, and whatever would load from elsewhere is taken out of the
-notebooks. The page is a function of the runs alone: no date of its own, so the same runs give the same
-bytes.
+notebooks. The page is a function of the runs, the ledger and the margins: no date of its own, so the same runs give
+the same bytes. Its one script sorts and filters tables; without it the page is complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +33,13 @@ from traitlets.config import Config
 
 from reprolib import __version__
 from reprolib.errors import RunError
-from reprolib.study import provenance, records
+from reprolib.study import board, provenance, records
 from reprolib.study.records import Record
+from reprolib.study.tables import METRICS, arrow, groups, head, is_share, metrics_of, printed, settings
 
-# What the summary shows, in this order; the rest is in results.json.
-METRICS = (
-    "R@1", "R@5", "R@10", "MRR", "skewness", "hub share", "L2M", "RMG", "share of texts in top-10 of texts",
-    "share of images in top-10 of images", "nDCG@10 mixed, texts", "nDCG@10 mixed, images", "V-measure", "ARI",
-    "modality in clusters",
-)  # fmt: skip
 _QUIET = logging.Logger("nbconvert", logging.ERROR)  # it warns of missing alternative text, which is added here
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_SHARES = re.compile(r"^(R@\d+.*|.*\bshare|share of .*|nDCG@\d+.*)$")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,14 @@ def build(runs: Sequence[Path], out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    slugs = [f"run-{number}" for number in range(1, len(runs) + 1)]
+    results = [_result(path, f"run-{number}") for number, path in enumerate(runs, 1)]
     page = environment.get_template("report.html.j2").render(
-        runs=[_run(path, slug) for path, slug in zip(runs, slugs, strict=True)],
+        board=board.board(results),
+        symbols=board.SYMBOLS,
+        runs=[_run(path, result) for path, result in zip(runs, results, strict=True)],
+        audit=board.audit(results),
+        environments=_environments(results),
+        floors=board.floors(),
         version=__version__,
         light=HtmlFormatter(style="friendly").get_style_defs(".highlight"),
         dark=HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
@@ -100,19 +103,45 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _run(path: Path, slug: str) -> dict[str, Any]:
-    """Return what the template shows of one run."""
+def print_pdf(page: Path, out: Path) -> Path:
+    """Print the report ``page`` through Chromium into ``out``; RunError if none is installed or it fails."""
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if browser is None:
+        raise RunError(f"no Chromium is installed ({', '.join(_BROWSERS)}); open {page} and print it from a browser")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    with tempfile.TemporaryDirectory() as profile:
+        options = ["--headless", "--disable-gpu", "--no-pdf-header-footer", f"--user-data-dir={profile}"]
+        options += ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium refuses its sandbox to root
+        command = [browser, *options, f"--print-to-pdf={partial.resolve()}", page.resolve().as_uri()]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            os.replace(partial, out)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise RunError(f"{browser} did not print {page}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return out
+
+
+def _result(path: Path, slug: str) -> board.Result:
     facts = provenance.read(path)
-    results = records.load(path) if (path / records.RESULTS).exists() else []
+    found = records.load(path) if (path / records.RESULTS).exists() else []
+    return board.Result(slug, path.resolve().name, facts, found)
+
+
+def _run(path: Path, result: board.Result) -> dict[str, Any]:
+    """Return what the template shows of one run."""
+    facts, found, slug = result.facts, result.records, result.slug
     figures = _figures(path / "figures")
     parts = _notebook(path / facts["notebook"]["name"], figures, slug)
     return {
         "slug": slug,
-        "name": path.resolve().name,
+        "name": result.name,
         "facts": facts,
-        "datasets": ", ".join(dict.fromkeys(record.dataset for record in results)),
-        "models": ", ".join(dict.fromkeys(record.model for record in results if record.model)),
-        "tables": [*_questions(results), *_summary(results), *_differences(results), *_changes(results)],
+        "datasets": ", ".join(dict.fromkeys(record.dataset for record in found)),
+        "models": ", ".join(dict.fromkeys(record.model for record in found if record.model)),
+        "tables": [*_questions(found), *_summary(found), *_differences(found), *_changes(found)],
         # A figure that the notebook shows stands there, with its caption; the others come before it.
         "figures": [figure for figure in figures if f"{slug}-figure-{figure.name}" not in parts["notebook"]],
         **parts,
@@ -120,96 +149,87 @@ def _run(path: Path, slug: str) -> dict[str, Any]:
     }
 
 
+def _environments(results: Sequence[board.Result]) -> list[tuple[Mapping[str, Any], list[board.Result]]]:
+    """Return each environment with the runs that were made in it."""
+    found: dict[str, list[board.Result]] = {}
+    for result in results:
+        found.setdefault(json.dumps(result.facts["environment"], sort_keys=True), []).append(result)
+    return [(same[0].facts["environment"], same) for same in found.values()]
+
+
 # --- tables -------------------------------------------------------------------------------------------------
-
-
-def _number(value: float | None, share: bool) -> str:
-    if value is None:
-        return "–"
-    if share:
-        return f"{round(100 * value, 1) + 0.0:.1f}"  # no minus zero
-    return f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}"
 
 
 def _cell(record: Record | None) -> tuple[str, str]:
     """Return a record's value and its interval as text; shares in percent."""
     if record is None:
         return "", ""
-    share = bool(_SHARES.match(record.metric))
-    low, high = (_number(end, share) for end in (record.ci_low, record.ci_high))
-    interval = f"{low} to {high}" if record.ci_low is not None and record.ci_high is not None else ""
-    return _number(record.value, share).replace("-", "−"), interval.replace("-", "−")
-
-
-def _heading(metric: str) -> str:
-    return f"{metric}, %" if _SHARES.match(metric) else metric
-
-
-def _settings(record: Record) -> str:
-    """Return a record's parameters as short text: beta 20, k 10."""
-    return ", ".join(f"{name} {_value(value)}" for name, value in record.parameters.items() if value is not None)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return " | ".join(map(_value, value))  # one for each split
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _groups(rows: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for row in rows:
-        groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
-    return groups
+    if record.ci_low is None or record.ci_high is None:
+        return printed(record.metric, record.value)[0], ""
+    value, low, high = printed(record.metric, record.value, record.ci_low, record.ci_high)
+    return value, f"{low} to {high}"
 
 
 def _summary(results: Sequence[Record]) -> list[Table]:
     """Return the main results, a table for each dataset, model and direction, a row for each method."""
     main = [record for record in results if record.table in (None, "main")]
     tables = []
-    for (dataset, model, direction), rows in _groups(main, "dataset", "model", "direction").items():
+    for (study, dataset, model, direction), rows in groups(main, "study", "dataset", "model", "direction").items():
         names = list(dict.fromkeys(row.metric for row in rows))
-        shown = [metric for metric in METRICS if metric in names] or names[:6]
+        shown = [metric for metric in metrics_of(study) if metric in names] or names[:6]
         methods = {}
         for row in rows:
-            methods.setdefault((row.method, _settings(row), row.bank), {})[row.metric] = row
+            methods.setdefault((row.method, settings(row.parameters), row.bank), {})[row.metric] = row
+        methods = {about: cells for about, cells in methods.items() if not cells.keys().isdisjoint(shown)}
         banks = {bank for _, _, bank in methods} - {None, "none"}
         body = []
-        for (method, settings, bank), cells in methods.items():
+        for (method, set_to, bank), cells in methods.items():
             source = bank if bank in banks and len(banks) > 1 else ""
-            about = "; ".join(filter(None, (settings, source)))
+            about = "; ".join(filter(None, (set_to, source)))
             body.append((method or "", [(about, ""), *(_cell(cells.get(metric)) for metric in shown)]))
         counts = {row.n for row in rows if row.n is not None and row.metric in shown}
         note = [
             f"n = {counts.pop():,}" if len(counts) == 1 else "",
             f"bank: {banks.pop()}" if len(banks) == 1 else "",
         ]
-        title = " · ".join(filter(None, (_arrow(direction), dataset, model)))
-        tables.append(Table(title, "; ".join(filter(None, note)), ["settings", *map(_heading, shown)], body))
+        title = _title(arrow(direction), dataset, model)
+        tables.append(Table(title, "; ".join(filter(None, note)), ["settings", *map(head, shown)], body))
     return tables
 
 
 def _differences(results: Sequence[Record]) -> list[Table]:
-    """Return the paired differences in the first metric, a table for each dataset, model and direction."""
-    first = METRICS[0]
-    named = (first, f"{first} difference")
-    rows = [row for row in results if row.table == "difference" and row.metric in named]
+    """Return the paired differences in the study's first metric, a table for each dataset, model and direction."""
+    rows = [row for row in results if row.table == "difference" and row.metric in _named(metrics_of(row.study)[0])]
     tables = []
-    for (dataset, model, direction), group in _groups(rows, "dataset", "model", "direction").items():
+    for (study, dataset, model, direction), group in groups(rows, "study", "dataset", "model", "direction").items():
+        first = metrics_of(study)[0]
         references = list(dict.fromkeys(row.reference for row in group))
-        by_method = {key: {row.reference: row for row in same} for (key,), same in _groups(group, "method").items()}
         body = []
-        for method, compared in by_method.items():
+        for (method, grouping), same in _grouped(group).items():
+            compared = {row.reference: row for row in same}
             cells = []
             for reference in references:
                 row = compared.get(reference)
                 cells += [_cell(row), (_probability(row.p_holm) if row else "", "")]
-            body.append((method or "", cells))
+            body.append((", ".join(filter(None, (method, grouping))), cells))
         columns = [text for reference in references for text in (f"minus {reference}, points", "p (Holm)")]
-        title = f"{' · '.join(filter(None, (_arrow(direction), dataset, model)))}: differences in {first}"
+        title = f"{_title(arrow(direction), dataset, model)}: differences in {first}"
         note = "paired by query; permutation test, p after Holm's correction"
         tables.append(Table(title, note, columns, body))
     return tables
+
+
+def _named(metric: str) -> tuple[str, str]:
+    return metric, f"{metric} difference"
+
+
+def _grouped(rows: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Return the records by method and by what counts as relevant, where that varies."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for row in rows:
+        grouping = row.parameters.get("grouping")
+        found.setdefault((row.method or "", f"same {grouping}" if grouping else ""), []).append(row)
+    return found
 
 
 def _changes(results: Sequence[Record]) -> list[Table]:
@@ -217,11 +237,11 @@ def _changes(results: Sequence[Record]) -> list[Table]:
     named = {f"{metric} difference": metric for metric in METRICS}
     rows = [row for row in results if row.table == "difference" and not row.direction and row.metric in named]
     tables = []
-    for (dataset, model, reference), group in _groups(rows, "dataset", "model", "reference").items():
+    for (dataset, model, reference), group in groups(rows, "dataset", "model", "reference").items():
         present = {row.metric for row in group}
         metrics = [name for name in named if name in present]
         body = []
-        for (method,), same in _groups(group, "method").items():
+        for (method,), same in groups(group, "method").items():
             found = {row.metric: row for row in same}
             cells = []
             for row in map(found.get, metrics):
@@ -229,21 +249,28 @@ def _changes(results: Sequence[Record]) -> list[Table]:
                 clear = row is not None and row.p_holm is not None and row.p_holm < 0.05
                 cells.append((f"{value}*" if clear else value, interval))
             body.append((method or "", cells))
-        columns = [f"{named[name]}{', points' if _SHARES.match(name) else ''}" for name in metrics]
-        title = f"{' · '.join(filter(None, (dataset, model)))}: differences from {reference}"
+        columns = [f"{named[name]}{', points' if is_share(name) else ''}" for name in metrics]
+        title = f"{_title(dataset, model)}: differences from {reference}"
         note = "paired; * p < 0.05 by the permutation test after Holm's correction, for what has a value per query"
         tables.append(Table(title, note, columns, body))
     return tables
 
 
 def _questions(results: Sequence[Record]) -> list[Table]:
-    """Return the comparisons that answer the study's question, a table for each dataset and model."""
+    """Return the comparisons that answer the study's question, a table for each dataset and model.
+
+    The metric of such a record names the comparison ("R@1 difference: A - B"), or else method and reference do.
+    """
     tables = []
     rows = [row for row in results if row.table == "question"]
-    for (dataset, model), group in _groups(rows, "dataset", "model").items():
+    for (dataset, model), group in groups(rows, "dataset", "model").items():
         directions = list(dict.fromkeys(row.direction for row in group))
+        what = group[0].metric.split(" difference", 1)[0]
         body = []
-        for (metric,), compared in _groups(group, "metric").items():
+        named: dict[str, list[Record]] = {}
+        for row in group:
+            named.setdefault(_comparison(row), []).append(row)
+        for name, compared in named.items():
             found = {row.direction: row for row in compared}
             cells = []
             for row in map(found.get, directions):
@@ -252,15 +279,23 @@ def _questions(results: Sequence[Record]) -> list[Table]:
                     if row
                     else [("", "")] * 2
                 )
-            body.append((metric.removeprefix(f"{METRICS[0]} difference: "), cells))
-        columns = [text for direction in directions for text in (f"{_arrow(direction)}, points", "p")]
-        title = " · ".join(filter(None, ("The question", dataset, model)))
-        tables.append(Table(title, f"paired differences in {METRICS[0]}", columns, body, "comparison"))
+            body.append((name, cells))
+        unit = ", points" if is_share(what) else ""
+        columns = [text for direction in directions for text in (f"{arrow(direction)}{unit}", "p")]
+        title = _title("The question", dataset, model)
+        tables.append(Table(title, f"paired differences in {what}", columns, body, "comparison"))
     return tables
 
 
-def _arrow(direction: str | None) -> str:
-    return (direction or "").replace("->", " → ")
+def _comparison(row: Record) -> str:
+    """Return what a record of a question compares."""
+    _, separate, named = row.metric.partition(" difference: ")
+    grouping = row.parameters.get("grouping")
+    return named if separate else f"{row.method} - {row.reference}" + (f", same {grouping}" if grouping else "")
+
+
+def _title(*parts: str | None) -> str:
+    return " · ".join(filter(None, parts))
 
 
 def _probability(p: float | None) -> str:

@@ -18,14 +18,20 @@ from reprolib.errors import InputError, nearest
 from reprolib.study import provenance, records
 from reprolib.study.records import Record
 
-# What a table shows of the main results, in this order; COLUMNS has the studies that are about other metrics.
+# What a table shows of the main results, in this order; COLUMNS has the studies that are about other metrics. The
+# paired differences are those of the first.
 METRICS = (
     "R@1", "R@5", "R@10", "MRR", "skewness", "hub share", "L2M", "RMG", "share of texts in top-10 of texts",
     "share of images in top-10 of images", "nDCG@10 mixed, texts", "nDCG@10 mixed, images", "V-measure", "ARI",
     "modality in clusters",
 )  # fmt: skip
-_SHARES = re.compile(r"^(R@\d+.*|.*\bshare|share of .*|nDCG@\d+.*)$")
-COLUMNS = {"intra-modal-inversion": ("mAP", "mAP@R", "R-precision", "R@1", "skewness", "hub share")}
+_SHARES = re.compile(
+    r"^(R@\d+.*|.*\bshare( difference)?|(gap )?share of .*|nDCG@\d+.*|mAP.*|R-precision.*|accuracy.*)$"
+)
+COLUMNS = {
+    "intra-modal-inversion": ("mAP", "mAP@R", "R-precision", "R@1", "skewness"),
+    "paper-versus-code": ("R@1", "mAP@R", "mAP", "L2M", "skewness"),
+}
 LEVELS = ((0.01, "‡"), (0.05, "†"))  # p after Holm below the first: the mark
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -54,15 +60,11 @@ class Cell:
         return next((mark for level, mark in LEVELS if self.p is not None and self.p < level), "")
 
     def texts(self) -> tuple[str, str]:
-        """Return value and half-width as they are printed: shares in percent, both with the same decimals."""
-        value, half = self.record.value, self.half
-        if value is None:
-            return "–", ""
-        scale = 100 if is_share(self.record.metric) else 1
-        size = abs(value)
-        decimals = 1 if scale == 100 or size >= 10 else 2 if size >= 1 else 3
-        shown, width = (f"{round(scale * x, decimals) + 0.0:.{decimals}f}" for x in (value, half or 0.0))  # no -0.0
-        return shown.replace("-", "−"), "" if half is None else width
+        """Return value and half-width as they are printed; the half-width is empty without an interval."""
+        if self.record.value is None or self.half is None:
+            return printed(self.record.metric, self.record.value)[0], ""
+        value, half = printed(self.record.metric, self.record.value, self.half)
+        return value, half
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,20 @@ class Table:
 def is_share(metric: str) -> bool:
     """Return whether a metric is a share, which is printed in percent."""
     return bool(_SHARES.match(metric))
+
+
+def metrics_of(study: str) -> tuple[str, ...]:
+    """Return the metrics that tables on a study show, in this order."""
+    return COLUMNS.get(study, METRICS)
+
+
+def printed(metric: str, value: float | None, *others: float) -> list[str]:
+    """Return numbers of a metric as they are printed: shares in percent, all with the decimals of ``value``."""
+    if value is None:
+        return ["–"] * (1 + len(others))
+    scale, size = 100 if is_share(metric) else 1, abs(value)
+    decimals = 1 if scale == 100 or size >= 10 else 2 if size >= 1 else 3
+    return [f"{round(scale * x, decimals) + 0.0:.{decimals}f}".replace("-", "−") for x in (value, *others)]  # no -0.0
 
 
 def build(runs: Iterable[Path]) -> list[Table]:
@@ -124,7 +140,7 @@ def _main(study: str, found: Sequence[Record]) -> list[Table]:
     tables = []
     for (dataset, model, direction), group in groups(main, "dataset", "model", "direction").items():
         names = list(dict.fromkeys(record.metric for record in group))
-        wanted = COLUMNS.get(group[0].study, METRICS)
+        wanted = metrics_of(group[0].study)
         shown = tuple(metric for metric in wanted if metric in names) or tuple(names[: len(wanted)])
         rows: dict[tuple[str, ...], list[Cell | None]] = {}
         for record in group:
@@ -136,7 +152,7 @@ def _main(study: str, found: Sequence[Record]) -> list[Table]:
         table = [(heads, cells) for heads, cells in rows.items() if any(cells)]
         note = _note([cell for _, cells in table for cell in cells if cell], "none")
         title = _title(study, direction, dataset, model)
-        tables.append(Table(title, note, ("method", "settings", "bank"), tuple(map(_heading, shown)), table))
+        tables.append(Table(title, note, ("method", "settings", "bank"), tuple(map(head, shown)), table))
     return tables
 
 
@@ -193,7 +209,8 @@ def arrow(text: str | None) -> str:
     return (text or "").replace("->", " → ")
 
 
-def _heading(metric: str) -> str:
+def head(metric: str) -> str:
+    """Return a metric as the head of a column."""
     return f"{metric}, %" if is_share(metric) else metric
 
 

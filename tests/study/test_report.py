@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib.figure
@@ -8,8 +9,9 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from reprolib.cli import main
 from reprolib.errors import RunError
-from reprolib.study import provenance, records, report
+from reprolib.study import audit, ledger, margins, provenance, records, report
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = (
@@ -92,7 +94,9 @@ def test_page_loads_nothing_and_is_described(run: Path, tmp_path: Path) -> None:
     text = out.read_text(encoding="utf-8")
     page = BeautifulSoup(text, "html.parser")
 
-    assert not page.find_all(["script", "link", "iframe"])
+    (script,) = page.find_all("script")  # the page's own; those of notebooks are taken out
+    assert not script.attrs and "go()" not in text and not re.search(r"https?:|import|fetch|eval", script.get_text())
+    assert not page.find_all(["link", "iframe"])
     assert not re.search(r"@import|url\(", "".join(tag.get_text() for tag in page.find_all("style")))
     for tag in page.find_all(True):
         addresses = {name: str(value) for name, value in tag.attrs.items() if "//" in str(value)}
@@ -111,7 +115,7 @@ def test_page_loads_nothing_and_is_described(run: Path, tmp_path: Path) -> None:
     assert all(page.find(id=link["href"][1:]) for link in page.find_all("a", href=re.compile("^#")))
     assert len(page.find_all("h1")) == 1
     assert page.find("math") and "\\frac{1}" not in page.get_text()
-    assert len(text) < 200_000
+    assert len(text) - len(report.build([], tmp_path / "none.html").read_text(encoding="utf-8")) < 200_000
     assert report.build(runs, tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
@@ -130,6 +134,98 @@ def test_page_says_what_was_found(run: Path, tmp_path: Path) -> None:
     assert "bank: train, 20 %" in article and "99.9" not in article
     assert article.index("all?") < article.index("It is not all.") < article.index("Results")
     assert "R@1 against <beta>." in article
+
+
+def test_page_holds_every_claim_and_every_finding(run: Path, tmp_path: Path) -> None:
+    page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
+    sections = [part.get("id") or part.h2["id"] for part in page.main.find_all(["section", "article"], recursive=False)]
+    assert sections == ["board", "runs-title", "run-1", "audit", "environment", "floors"]
+    board = page.find(id="board").get_text(" ", strip=True)
+    assert all(f"{name}: {claim.where}" in board for name, claim in ledger.claims().items())
+    assert "These runs do not record the margins that they were made under: hubness-glyphs." in board
+    findings = [row.th.contents[0] for row in page.find(id="audit").tbody.find_all("tr")]
+    assert findings == [finding.title for finding in audit.findings().values()]
+    assert all(filter["hidden"] == "" for filter in page.select(".filter"))  # of no use without the script
+    environment = page.find(id="environment").get_text(" ", strip=True)
+    assert "Python 3." in environment and "nbformat" in environment
+    floors = page.find(id="floors").get_text(" ", strip=True)
+    assert margins.margins_hash() in floors and all(metric in floors for metric in margins.margins().floors)
+
+
+def test_a_verdict_leads_to_its_run(run: Path, tmp_path: Path) -> None:
+    tested = row(study="hubness", dataset="glyphs", method="is", metric="R@1 difference", table="difference",
+                 reference="none", value=0.03, ci_low=0.01, ci_high=0.05, p_holm=0.01)  # fmt: skip
+    records.save([tested], run)
+    page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
+    rows = page.find("table", attrs={"aria-label": "Claims with a verdict"}).tbody.find_all("tr")
+    (line,) = (line for line in rows if "dbnorm-coco-is:" in line.get_text())
+    assert line.find(class_="verdict").get_text() == "→ transfers" and line.a["href"] == "#run-1"
+    assert "+3.0 points" in line.get_text() and "1.0 to 5.0" in line.get_text()
+
+
+def test_intra_modal_results_are_told_by_grouping(run: Path, tmp_path: Path) -> None:
+    common = {"study": "intra-modal-inversion", "direction": "image->image", "bank": None}
+    tested = {"table": "difference", "metric": "mAP difference", "method": "inversion", "reference": "none"}
+    asked = {"table": "question", "method": "inversion", "reference": "pca"}
+    found = []
+    for place, grouping in enumerate(("script", "kind")):
+        given = common | {"parameters": {"grouping": grouping}}
+        found += [
+            row(**given | {"metric": "mAP", "value": 0.25 + 0.5 * place, "method": "none"}),
+            row(**given | {"metric": "hub share", "method": "none"}),
+            row(**given | tested | {"value": -0.01 * (place + 1), "ci_low": -0.05, "ci_high": 0.05}),
+            row(**given | asked | {"metric": "mAP difference", "value": 0.02}),
+        ]
+    records.save(found, run)
+    page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
+    question, main, difference = (
+        [[cell.find(string=True) or "" for cell in line.find_all(["th", "td"])] for line in table.find_all("tr")]
+        for table in page.select("article > .scroll > table")
+    )
+    assert question[0] == ["comparison", "image → image, points", "p"]
+    assert [line[:2] for line in question[1:]] == [
+        [f"inversion - pca, same {name}", "2.0"] for name in ("script", "kind")
+    ]
+    assert main == [
+        ["method", "settings", "mAP, %"],
+        ["none", "grouping script", "25.0"],
+        ["none", "grouping kind", "75.0"],
+    ]
+    assert [line[:2] for line in difference[1:]] == [
+        ["inversion, same script", "−1.0"],
+        ["inversion, same kind", "−2.0"],
+    ]
+
+
+def test_printing_goes_through_chromium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, out = tmp_path / "index.html", tmp_path / "report" / "index.pdf"
+    page.write_text("<p>page")
+    browser = tmp_path / "chromium"
+    monkeypatch.setattr(report.shutil, "which", lambda name: str(browser) if name == "chromium" else None)
+    script = '#!/bin/sh\nfor a; do case $a in --print-to-pdf=*) cat "${a#--print-to-pdf=}.in" >/dev/null 2>&1; '
+    browser.write_text(script + 'echo "$*" > "${a#--print-to-pdf=}";; esac; done\n')
+    browser.chmod(0o700)
+    assert report.print_pdf(page, out) == out
+    assert out.read_text().split()[-1] == page.as_uri() and [path.name for path in out.parent.iterdir()] == [
+        "index.pdf"
+    ]
+    browser.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(RunError, match="did not print"):
+        report.print_pdf(page, out)
+    monkeypatch.setattr(report.shutil, "which", lambda name: None)
+    with pytest.raises(RunError, match=r"no Chromium is installed .* open .*index\.html and print it"):
+        report.print_pdf(page, out)
+
+
+def test_the_command_builds_and_prints(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, pdf = tmp_path / "index.html", tmp_path / "index.pdf"
+    monkeypatch.setattr(report, "print_pdf", lambda page, to: Path(shutil.copyfile(page, to)))
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run), "--out", str(out), "--pdf", str(pdf)])
+    assert not stop.value.code and out.is_file() and pdf.read_bytes() == out.read_bytes()
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [str(out), str(pdf)]
 
 
 def test_unfinished_runs_are_refused(tmp_path: Path) -> None:

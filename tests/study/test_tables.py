@@ -121,3 +121,23 @@ def test_a_mark_is_a_small_p(low: float, high: float, p: float | None) -> None:
     assert cell.mark == ("" if p is None or p >= 0.05 else "†" if p >= 0.01 else "‡")
     value, half = cell.texts()
     assert abs(float(value) - 100 * low) <= 0.0501 and abs(float(half) - 50 * (high - low)) <= 0.0501
+
+
+@pytest.mark.parametrize(
+    ("metric", "share"),
+    [("R@1 difference: A - B", True), ("mAP difference: a - b, same script", True), ("anti-hub share difference", True),
+     ("mAP@R, released counting", True), ("R-precision", True), ("accuracy difference", True),
+     ("gap share of 8 dimensions", True), ("share of texts in top-10 of texts", True), ("skewness", False),
+     ("L2M difference", False), ("MRR", False)],
+)  # fmt: skip
+def test_what_is_printed_in_percent(metric: str, share: bool) -> None:
+    assert tables.is_share(metric) == share
+
+
+@given(st.floats(-1e3, 1e3), st.lists(st.floats(-1e3, 1e3), max_size=3))
+def test_numbers_keep_the_decimals_of_the_first(value: float, others: list[float]) -> None:
+    texts = tables.printed("skewness", value, *others)
+    assert len({len(text.partition(".")[2]) for text in texts}) == 1 and "−0" not in {t.rstrip(".0") for t in texts}
+    half = 0.501 * 10.0 ** -len(texts[0].partition(".")[2])
+    assert all(abs(float(t.replace("−", "-")) - x) <= half for t, x in zip(texts, [value, *others], strict=True))
+    assert tables.printed("skewness", None, *others) == ["–"] * len(texts)
