@@ -412,7 +412,7 @@ def test_the_measured_landscape_of_500_coco_pairs_comes_out_again(tmp_path: Path
     assert found["InfoNCE", "symmetric"][0.0] == pytest.approx(
         info_nce(whole.image, whole.text, 0.01)["symmetric"], abs=1e-5
     )
-    assert found["L2M", ""].is_monotonic_decreasing and found["L2M", ""][1.0] < 0.05
+    assert found["L2M", ""].is_monotonic_decreasing and found["L2M", ""][1.0] < 0.1 * found["L2M", ""][0.0]
     if real:
         for key, printed in LANDSCAPE.items():
             assert tuple(found[key].round(3)) == printed, key
