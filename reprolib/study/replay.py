@@ -40,7 +40,7 @@ _RANKED = re.compile(
 # What training or optimisation made: whole tables of a study (None: all of them), and methods.
 _TRAINED_TABLES = {
     "train-clip": None,
-    "modality-gap": ("temperature",),
+    "modality-gap": ("temperature", "temperature difference"),
     "intra-modal-inversion": ("curve", "gap"),
 }
 _TRAINED_METHODS = re.compile(r"inversion|random-token")
