@@ -16,6 +16,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from reprolib.errors import InputError
+from reprolib.loaders.pictures import PictureFiles
 
 
 def _row(bad: np.ndarray, ids: np.ndarray | None = None) -> str:
@@ -204,22 +205,25 @@ class EmbeddingData:
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Raw items of one split before encoding: uint8 ``images`` [n, h, w] or [n, h, w, 3], and ``texts``.
+    """Raw items of one split before encoding: ``images``, and ``texts``.
 
-    Ids and ``relevance`` as in ``Split``. Raises InputError as ``Split`` does, and for blank texts.
+    ``images`` are uint8 [n, h, w] or [n, h, w, 3], or ``PictureFiles``. Ids and ``relevance`` as in ``Split``. Raises
+    InputError as ``Split`` does, and for blank texts.
     """
 
     name: str
     split: str
-    images: np.ndarray
+    images: np.ndarray | PictureFiles
     texts: list[str]
     image_ids: np.ndarray
     text_ids: np.ndarray
     relevance: sparse.csr_array
 
     def __post_init__(self) -> None:
-        images = np.asarray(self.images)
-        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        images = self.images if isinstance(self.images, PictureFiles) else np.asarray(self.images)
+        if isinstance(images, np.ndarray) and (
+            images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3))
+        ):
             raise InputError(
                 f"images have shape {images.shape} and dtype {images.dtype}; valid is uint8 [n, h, w] or [n, h, w, 3]"
             )
@@ -254,6 +258,8 @@ def identity_of(*parts: Split | Items) -> str:
             value = getattr(part, entry.name)
             if sparse.issparse(value):
                 arrays = [value.indptr.astype("<i8"), value.indices.astype("<i8")]
+            elif isinstance(value, PictureFiles):
+                arrays = [np.frombuffer(value.digest().encode(), dtype=np.uint8)]
             elif isinstance(value, np.ndarray) and value.dtype.kind != "U":
                 arrays = [np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))]
             else:

@@ -74,7 +74,7 @@ class Manifest(_Strict):
     folder: str | None = None
     files: list[DataFile] = []
     format: str
-    reader: Literal["glyphs", "emoji", "paired-npy"] | None = None
+    reader: str | None = None
     row_correspondence: str
     counts: dict[str, int]
     splits: dict[str, str]

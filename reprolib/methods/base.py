@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,13 +205,16 @@ def centred(bias: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Method:
-    """A correction in the catalogue: what it is called, where it comes from, what it needs, and what to tune."""
+    """A method in a catalogue: what it is called, where it comes from, what it needs, and what to tune.
+
+    ``fit`` of a correction gives a ``Scorer``; interventions and controls are methods too, and give maps.
+    """
 
     name: str
     year: int
     summary: str
     source: str
-    fit: Callable[..., Scorer]
+    fit: Callable[..., Any]
     needs: tuple[str, ...] = ()
     grid: Mapping[str, tuple] = field(default_factory=dict)
 
@@ -219,6 +223,13 @@ class Method:
         """Parameter names and defaults, in order."""
         signature = inspect.signature(self.fit)
         return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    def checked(self, parameters: Mapping[str, object]) -> dict[str, object]:
+        """Return ``parameters`` with NumPy's numbers as Python's; raises InputError with the nearest valid names."""
+        for parameter in parameters:
+            if parameter not in self.parameters:
+                raise nearest(parameter, self.parameters, f"parameter of {self.name}")
+        return {key: value.item() if isinstance(value, np.generic) else value for key, value in parameters.items()}
 
 
 CATALOGUE: dict[str, Method] = {}
@@ -260,11 +271,7 @@ def fit(
     if name not in CATALOGUE:
         raise nearest(name, CATALOGUE, "method")
     chosen = CATALOGUE[name]
-    for parameter in parameters:
-        if parameter not in chosen.parameters:
-            raise nearest(parameter, chosen.parameters, f"parameter of {name}")
-    # numbers of a numpy grid are as good as Python's
-    parameters = {key: value.item() if isinstance(value, np.generic) else value for key, value in parameters.items()}
+    parameters = chosen.checked(parameters)
     q = ranking.as_embeddings(queries, "queries", normalize=normalize, device=device)
     g = ranking.as_embeddings(gallery, "gallery", normalize=normalize, device=device)
     if q.shape[1] != g.shape[1]:

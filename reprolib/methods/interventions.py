@@ -88,10 +88,7 @@ def intervene(
     if name not in INTERVENTIONS:
         raise nearest(name, INTERVENTIONS, "intervention")
     chosen = INTERVENTIONS[name]
-    for parameter in parameters:
-        if parameter not in chosen.parameters:
-            raise nearest(parameter, chosen.parameters, f"parameter of {name}")
-    parameters = {key: value.item() if isinstance(value, np.generic) else value for key, value in parameters.items()}
+    parameters = chosen.checked(parameters)
     train = _double(image, text)
     if min(map(len, train)) < 2:
         raise InputError(f"{len(train[0])} train images and {len(train[1])} train texts: at least 2 of each are needed")

@@ -6,9 +6,8 @@ normalised again. They stand beside modality inversion (Cross the Gap, arXiv 250
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
+from reprolib.methods.base import Method
 from reprolib.ranking import ArrayLike
 
 Map = Callable[[ArrayLike], Tensor]
@@ -50,26 +50,7 @@ class AffineMap:
         return ranking.as_embeddings((unit.double() - self.offset) @ self.matrix.T, "mapped rows")
 
 
-@dataclass(frozen=True)
-class Control:
-    """A control in the catalogue: what it is called, where it comes from, what it needs, and what to tune."""
-
-    name: str
-    year: int
-    summary: str
-    source: str
-    fit: Callable[..., Map]
-    needs: tuple[str, ...] = ()
-    grid: Mapping[str, tuple] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """Parameter names and defaults, in order."""
-        signature = inspect.signature(self.fit)
-        return {p.name: p.default for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-
-
-CONTROLS: dict[str, Control] = {}
+CONTROLS: dict[str, Method] = {}
 
 
 def control(
@@ -84,7 +65,7 @@ def control(
     """Enter a function of what it ``needs`` (in that order) and keyword parameters in the catalogue."""
 
     def enter(function: Callable[..., Map]) -> Callable[..., Map]:
-        CONTROLS[name] = Control(name, year, summary, source, function, needs, dict(grid or {}))
+        CONTROLS[name] = Method(name, year, summary, source, function, needs, dict(grid or {}))
         return function
 
     return enter
@@ -110,9 +91,7 @@ def fit_control(
     if name not in CONTROLS:
         raise nearest(name, CONTROLS, "control")
     chosen = CONTROLS[name]
-    for parameter in parameters:
-        if parameter not in chosen.parameters:
-            raise nearest(parameter, chosen.parameters, f"parameter of {name}")
+    parameters = chosen.checked(parameters)
     if side not in SIDES:
         raise nearest(side, SIDES, "side")
     given: dict[str, object] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from reprolib.errors import InputError, nearest
 from reprolib.loaders.dataset import EmbeddingData, Items, Replicate, Split, identity_of
 from reprolib.loaders.features import BANK_SOURCES, divide, load_features
 from reprolib.loaders.manifest import Manifest, load_manifest
+from reprolib.loaders.pictures import PictureFiles
+from reprolib.loaders.readers import SPLITS, load_items, reader_of
 from reprolib.loaders.store import digest, read_arrays, write_arrays
 from reprolib.models.registry import DTYPE, ModelFiles, find_model
 
@@ -30,6 +32,12 @@ class Pictures(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         part, row = self._rows[str(name)]
         return self._parts[part].images[row]
+
+    def take(self, names: Iterable[str]) -> np.ndarray | PictureFiles:
+        """Return the images of these ids as ``Items`` holds them."""
+        places = [self._rows[str(name)] for name in names]
+        files = [images.paths[row] for i, row in places if isinstance(images := self._parts[i].images, PictureFiles)]
+        return PictureFiles(files) if files else np.stack([self._parts[i].images[row] for i, row in places])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -81,21 +89,6 @@ def load_embeddings(
     )
 
 
-def _read_glyphs(split: str, mirror: str | Path | None) -> Items:
-    from reprolib.loaders import glyphs
-
-    return glyphs.load_glyphs(split)  # drawn, not read: there is nothing that a mirror could hold
-
-
-def _read_emoji(split: str, mirror: str | Path | None) -> Items:
-    from reprolib.loaders import emoji
-
-    return emoji.load_emoji(split, mirror)
-
-
-_READERS: dict[str | None, Callable[[str, str | Path | None], Items]] = {"glyphs": _read_glyphs, "emoji": _read_emoji}
-
-
 def _encoded(
     manifest: Manifest,
     model: str,
@@ -105,8 +98,7 @@ def _encoded(
     device: str,
     mirror: str | Path | None,
 ) -> EmbeddingData:
-    if manifest.reader not in _READERS:
-        raise InputError(f"the dataset {manifest.name} is listed, but nothing in this package encodes it")
+    reader_of(manifest)
     if bank_source not in BANK_SOURCES:
         raise nearest(bank_source, BANK_SOURCES, "bank source")
     if not 0 < bank_share <= 1:
@@ -116,8 +108,7 @@ def _encoded(
     if seed < 0:
         raise InputError(f"seed {seed} is not valid: seeds count from 0 upwards")
     files = find_model(model)
-    read = _READERS[manifest.reader]
-    parts = {split: read(split, mirror) for split in ("train", "validation", "test")}
+    parts = {split: load_items(manifest.name, split, mirror) for split in SPLITS}
     validation = embed(parts["validation"], files, device)
     test = embed(parts["test"], files, device)
     rng = np.random.default_rng(seed)

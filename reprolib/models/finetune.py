@@ -73,7 +73,7 @@ def items_of(data: EmbeddingData, split: Split) -> Items:
     return Items(
         data.name,
         "part",
-        np.stack([data.pictures[name] for name in split.image_ids]),
+        data.pictures.take(split.image_ids),
         [data.captions[name] for name in split.text_ids],
         split.image_ids,
         split.text_ids,

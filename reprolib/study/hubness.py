@@ -30,7 +30,7 @@ from reprolib.metrics.statistics import Interval, holm, jackknife
 from reprolib.models import load_embeddings
 from reprolib.ranking import Scorer
 from reprolib.study.parameters import check
-from reprolib.study.protocol import Protocol, Side, oriented, shown, subset, words
+from reprolib.study.protocol import Protocol, Side, hubness_statistic, oriented, shown, subset, words
 
 DIRECTIONS = ("text->image", "image->text")
 STEPS = (  # what DualIS's gain over no correction is made of, and what it is worth against tuned IS
@@ -88,6 +88,12 @@ def _random_directions(split: Split, seed: int) -> Split:
 def _limited(parameters: Mapping[str, Any], bank: Bank) -> dict[str, Any]:
     """Return parameters whose number of neighbours, if any, is at most the size of a bank."""
     return dict(parameters) | ({"k": min(parameters["k"], len(bank))} if "k" in parameters else {})
+
+
+def _described(counts: np.ndarray) -> dict[str, float]:
+    """Return the hubness metrics of k-occurrences, and the skewness as DBNorm's release computes it."""
+    released = hubness_of_counts(counts, retrieved_only=True)["skewness"]
+    return hubness_of_counts(counts) | {"skewness, retrieved items only": released}
 
 
 @dataclass
@@ -288,16 +294,7 @@ class Study(Protocol):
 
     def _hubness(self, direction: str, top: list[np.ndarray]) -> dict[str, Interval]:
         sizes = [len(task.test.gallery) for task in self.tasks[direction]]
-        ends = np.cumsum([0] + [len(t) for t in top])
-
-        def statistic(mask: np.ndarray) -> dict[str, float]:
-            found = []
-            for lists, size, start, stop in zip(top, sizes, ends[:-1], ends[1:], strict=True):
-                counts = k_occurrence(lists[mask[start:stop]], size)
-                released = hubness_of_counts(counts, retrieved_only=True)["skewness"]
-                found.append(hubness_of_counts(counts) | {"skewness, retrieved items only": released})
-            return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-
+        statistic = hubness_statistic(top, sizes, _described)
         return jackknife(statistic, self._clusters(direction), seed=self.seed)
 
     def _difference(self, direction: str, one: Measurement, other: Measurement) -> tuple[Interval, float]:

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from reprolib import paths, ranking
 from reprolib.errors import InputError
-from reprolib.loaders import EmbeddingData, Replicate, Split, emoji, glyphs, load_manifest
+from reprolib.loaders import EmbeddingData, Replicate, Split, datasets, load_manifest
+from reprolib.loaders.readers import groups_of, load_items
 from reprolib.methods import inversion
 from reprolib.methods.intra_modal import CONTROLS, average, fit_control, isoclip_grid, projections_of
 from reprolib.methods.inversion import Inverted
@@ -83,12 +84,9 @@ def _labels(
 ) -> dict[str, np.ndarray]:
     """Return, per grouping, the label of every image or text of a split; items that share one are relevant."""
     which, items, groups = 0 if side == "image" else 1, None, {"item": split.components()}
-    if raw and data.name == "glyphs":
-        items = glyphs.load_glyphs(name)
-        groups = {kind: glyphs.groups(items, kind) for kind in glyphs.KINDS}
-    elif raw and data.name == "emoji":
-        items = emoji.load_emoji(name, mirror)
-        groups = {kind: emoji.groups(items, kind, mirror) for kind in emoji.KINDS}
+    if raw and data.name in datasets():
+        items = load_items(data.name, name, mirror)
+        groups = groups_of(data.name, items, mirror)
     labels = {kind: group[which].astype(str) for kind, group in groups.items()}
     if items is not None:  # the split may be a share of them
         rows = pd.Index(getattr(items, f"{side}_ids")).get_indexer(getattr(split, f"{side}_ids"))

@@ -26,14 +26,14 @@ from tqdm.auto import tqdm
 
 from reprolib import ranking
 from reprolib.errors import DataUnavailable, InputError
-from reprolib.loaders import Split, datasets, emoji, glyphs, identity_of, load_split
+from reprolib.loaders import Split, datasets, identity_of, load_split
+from reprolib.loaders.readers import groups_of
 from reprolib.methods.interventions import INTERVENTIONS, intervene
 from reprolib.metrics import (
     gap_metrics,
     gap_per_dimension,
     group_metrics,
     hubness_of_counts,
-    k_occurrence,
     mixed_query_values,
     query_values,
 )
@@ -42,7 +42,7 @@ from reprolib.models import find_model, load_embeddings
 from reprolib.models.finetune import Tuning, embed_random, finetune, items_of, trained_temperature
 from reprolib.ranking import Scorer
 from reprolib.study.parameters import check
-from reprolib.study.protocol import Protocol, Side, shown, words
+from reprolib.study.protocol import Protocol, Side, hubness_statistic, shown, words
 
 DIRECTIONS = ("text->image", "image->text")
 LOSSES = ("image->text", "text->image", None)  # None: the symmetric loss
@@ -50,7 +50,6 @@ FEATURE_SETS = ("coco-clip-500", "videoclip-100", "clasp-99")
 STORED_TEMPERATURE = 0.01  # CLIP's, where a feature set does not say
 SMALLEST_GROUP = 10
 SHOWN_PAIRS = 150  # pairs in a picture of the clouds: more would hide each other
-KINDS: Mapping[str, str] = {"glyphs": "script and kind", "emoji": "subgroup"}  # of the groups that items belong to
 HALVED = (("trained", "dimension"), ("none", "random direction"))
 RANKED = ("R@1", "R@5", "R@10", "mAP")  # with one relevant item, mAP is MRR
 
@@ -604,22 +603,26 @@ class Study(Protocol):
             sides = [Side(test, direction, self.device) for test in tests]
             results = [ranking.rank(Scorer(s.queries, s.gallery), s.relevance, self.k) for s in sides]
             values[direction] = _pooled([query_values(result) for result in results])
-            statistics[direction] = _remembered(_hubness([result.topk for result in results]))
+            sizes = [len(side.gallery) for side in sides]
+            occurrences = hubness_statistic([result.topk for result in results], sizes, hubness_of_counts)
+            statistics[direction] = _remembered(occurrences)
         mixed = _pooled([mixed_query_values(test.image, test.text, k=self.k) for test in tests])
         return Measurement(tests, values, mixed, statistics, self._grouped(tests))
 
     def _labels(self, split: Split) -> np.ndarray:
         """Return the group of each pair, an empty text for those in groups that are too small."""
-        items, kind = items_of(self.data, split), KINDS[self.data.name]
-        _, found = glyphs.groups(items, kind) if items.name == "glyphs" else emoji.groups(items, kind, self.mirror)
+        groups = groups_of(self.data.name, items_of(self.data, split), self.mirror)
+        _, found = list(groups.values())[-1]  # the coarsest
         _, inverse, counts = np.unique(found, return_inverse=True, return_counts=True)
         return np.where(counts[inverse] >= SMALLEST_GROUP, found, "")
 
     def _grouped(self, tests: Sequence[Split]) -> list[dict[str, float]]:
         """Return the group metrics of all pairs in groups and of random halves of them; empty without groups."""
-        if self.data.name not in KINDS:
+        if self.data.pictures is None:
             return []
         every = [self._labels(test) for test in tests]
+        if not all((labels != "").any() for labels in every):
+            return []
         found = []
         for number in range(self.n_halves + 1):
             each = []
@@ -768,20 +771,6 @@ def random_shares(d: int) -> np.ndarray:
 def _pooled(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _hubness(top: Sequence[np.ndarray]) -> Statistic:
-    """Return the hubness metrics of the top-k lists of every replicate, of as many items as queries."""
-    ends = np.cumsum([0] + [len(lists) for lists in top])
-
-    def statistic(mask: np.ndarray) -> dict[str, float]:
-        found = [
-            hubness_of_counts(k_occurrence(lists[mask[start:stop]], len(lists)))
-            for lists, start, stop in zip(top, ends[:-1], ends[1:], strict=True)
-        ]
-        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-
-    return statistic
 
 
 def _gap_of(tests: Sequence[Split]) -> Statistic:

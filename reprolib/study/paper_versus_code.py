@@ -168,9 +168,6 @@ class Study(Protocol):
     def __post_init__(self) -> None:
         self.directions = list(self.directions)
         check({entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rows"})
-        for name in ("n_images", "n_inverted"):
-            if getattr(self, name) < 1:
-                raise InputError(f"parameter {name} must be at least 1, not {getattr(self, name)}")
         self.data = load_embeddings(
             self.dataset, self.model, embeddings=self.embeddings, bank_share=self.bank_share, n_splits=self.n_splits,
             seed=self.seed, device=self.device, mirror=self.mirror,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reprolib import ranking
 from reprolib.loaders import EmbeddingData, Split
+from reprolib.metrics import k_occurrence
 from reprolib.metrics.statistics import ClusterBootstrap, Interval, permutation_test
 from reprolib.ranking import Scorer
 from reprolib.study import records
@@ -35,6 +36,25 @@ def clusters_of(split: Split) -> tuple[np.ndarray, np.ndarray]:
     first = np.zeros(by_image.max() + 1, dtype=np.int64)
     first[by_image[::-1]] = np.arange(len(by_image))[::-1]
     return split.image_ids[first[by_image]], split.image_ids[first[by_text]]
+
+
+def hubness_statistic(
+    top: Sequence[np.ndarray], sizes: Sequence[int], describe: Callable[[np.ndarray], dict[str, float]]
+) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return what ``jackknife`` takes: the mean over replicates of what ``describe`` says of their k-occurrences.
+
+    ``top`` holds the top-k lists [n, k] of each replicate, ``sizes`` their galleries; queries are pooled in order.
+    """
+    ends = np.cumsum([0] + [len(lists) for lists in top])
+
+    def statistic(mask: np.ndarray) -> dict[str, float]:
+        found = [
+            describe(k_occurrence(lists[mask[start:stop]], size))
+            for lists, size, start, stop in zip(top, sizes, ends[:-1], ends[1:], strict=True)
+        ]
+        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+
+    return statistic
 
 
 def subset(split: Split, share: float, seed: int) -> Split:

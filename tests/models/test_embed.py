@@ -138,7 +138,7 @@ def test_without_a_mirror_emoji_are_not_at_hand(emoji_mirror: Path, mini_clip: P
 
 
 def test_a_dataset_that_is_only_listed_is_not_encoded() -> None:
-    with pytest.raises(InputError, match="flickr8k is listed, but nothing in this package encodes it"):
+    with pytest.raises(InputError, match="flickr8k is listed, but nothing in this package reads its items"):
         load_embeddings("flickr8k")
 
 

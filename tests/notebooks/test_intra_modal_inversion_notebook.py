@@ -1,8 +1,6 @@
 """The intra-modal inversion notebook, run through the command line on stored features: the linear controls alone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,14 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_run_on_own_embeddings_with_several_texts_per_image(tmp_path: Path) -> None:
+def test_run_on_own_embeddings_with_several_texts_per_image(tmp_path: Path, run_study) -> None:
     rng = np.random.default_rng(0)
     concepts = rng.normal(size=(80, 16))
     image, text = (np.repeat(concepts, 2, 0) + 0.8 * rng.normal(size=(160, 16)) + shift for shift in (0.5, -0.5))
     relevance = np.kron(np.eye(80, dtype=bool), np.ones((2, 2), dtype=bool))
     np.savez(tmp_path / "own.npz", image=image, text=text, relevance=relevance)
     out = tmp_path / "run"
-    given = [word for pair in {"embeddings": "own.npz", **SMALL}.items() for word in ("-p", *pair)]
-    command = [sys.executable, "-m", "reprolib.cli", "run", "intra-modal-inversion", *given, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run_study("intra-modal-inversion", out, embeddings="own.npz", **SMALL)
     assert done.returncode == 0, done.stderr
     rows = json.loads((out / "results.json").read_text())
     assert {row["table"] for row in rows} == {"main", "difference", "average", "hubness"}

@@ -86,8 +86,9 @@ def test_the_audit_holds_the_findings_and_their_switches_exist() -> None:
 
 
 def test_the_text_is_about_the_papers_alone() -> None:
+    unfit = re.compile(r"(?i)\bto.?do\b|(?<![\w.:/])/[a-z]+/|\bissue #?\d")  # unfinished, a machine's path, a tracker
     for path in [*(ledger.manifests() / "claims").glob("*.yaml"), *(ledger.manifests() / "audit").glob("*.yaml")]:
-        assert not re.search(r"TODO|/work|/tmp|\bissue #?\d", path.read_text(encoding="utf-8")), path.name
+        assert not unfit.search(path.read_text(encoding="utf-8")), path.name
 
 
 # --- as refused ---------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from reprolib import cli
 from reprolib.errors import InputError
-from reprolib.loaders import EmbeddingData, Replicate, Split
+from reprolib.loaders import EmbeddingData, Items, Replicate, Split
 from reprolib.methods.interventions import INTERVENTIONS, intervene
 from reprolib.metrics import gap_metrics, gap_per_dimension, info_nce, mixed_gallery_metrics, retrieval_metrics
+from reprolib.models.embed import Pictures
 from reprolib.study import modality_gap, records, report
 from reprolib.study.modality_gap import DIRECTIONS, Study, delete_half, losses, over_seeds, pairs_of, random_shares
 
@@ -270,7 +271,10 @@ def test_groups_are_found_again_where_they_are_plain(make) -> None:
     image, text = ((centres + 0.05 * rng.normal(size=centres.shape)).astype(np.float32) for _ in range(2))
     split = Split(image, text, np.eye(42, dtype=bool), np.array([f"{n}/face" for n in names]), np.array(names))
     captions = {name: chr(int(name[2:], 16)) for name in names}
-    pictures = {f"{name}/face": np.full((4, 4), 7, np.uint8) for name in names}
+    drawn = np.full((42, 4, 4), 7, np.uint8)
+    pictures = Pictures(
+        Items("glyphs", "test", drawn, [*captions.values()], split.image_ids, split.text_ids, np.eye(42))
+    )
     part = Replicate(split, split, split, "official split", "train, 20 %")
     data = EmbeddingData("glyphs", "glyph-clip", "0" * 64, (part,), (), "", captions, pictures)
     study = make(data, interventions=["mean-centring"])
