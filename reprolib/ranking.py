@@ -109,7 +109,8 @@ class Scorer:
     ``queries`` [n, d] and ``gallery`` [m, d] are float32 on one device. Query ``i`` is scored
     ``queries[i] . gallery[j] - bias[state[i], j]`` (``bias`` float32 [states, m] or None; ``state`` int64 [n], by
     default all 0). A correction that is no bias (rank-based GC, DualDIS) gives ``transform``: it receives a block of
-    canonical raw scores [b, m] and the rows it covers, and returns the scores of that block.
+    canonical raw scores [b, m] and the rows it covers, and returns the scores of that block, float32, or float64 if
+    ``wide``: for an order that float32 cannot hold.
     ``exclude`` int64 [n] names one gallery item per query to be dropped before anything is counted (-1: none),
     for searches of a set within itself.
     """
@@ -120,6 +121,7 @@ class Scorer:
     state: Tensor | None = None
     transform: Callable[[Tensor, slice], Tensor] | None = None
     exclude: Tensor | None = None
+    wide: bool = False
     notes: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,7 +157,7 @@ class Scorer:
         return self._drop(scores, rows)
 
     def canonical(self, rows: slice) -> Tensor:
-        """Return the canonical scores of ``rows``, float32 [b, m]: one float64 product, rounded once."""
+        """Return the canonical scores of ``rows``, float32 (or ``wide``) [b, m]: one float64 product, rounded once."""
         scores = self.queries[rows].double() @ self.gallery.double().T
         if self.transform is not None:
             scores = self.transform(scores.float(), rows)
@@ -189,10 +191,11 @@ class Scorer:
         return out
 
     def scores(self, block_bytes: int = BLOCK_BYTES) -> Tensor:
-        """Return all canonical scores, float32 [n, m]."""
+        """Return all canonical scores, float32 [n, m]; of a ``wide`` scorer only their order (``ordinals``)."""
         out = torch.empty(self.shape, dtype=torch.float32, device=self.queries.device)
         for rows in blocks(*self.shape, block_bytes // 2):
-            out[rows] = self._drop(self.canonical(rows), rows)
+            found = self._drop(self.canonical(rows), rows)
+            out[rows] = ordinals(found) if self.wide else found
         return out
 
 
@@ -207,10 +210,10 @@ def blocks(n: int, m: int, block_bytes: int = BLOCK_BYTES) -> Iterator[slice]:
 class Ranking:
     """Where the relevant items stand, and who stands at the top.
 
-    One entry per relevant pair, in the order of ``relevance`` (CSR): ``score`` float32, ``above`` (gallery items
-    with a higher score), ``tied`` (other items with the same score) and ``tied_before`` (those of lower index),
-    int64. ``topk`` int64 [n, k]: the k best items of each query; their order within a row is that of the canonical
-    scores if it was asked for, else unspecified. ``k`` is at most the size of the gallery.
+    One entry per relevant pair, in the order of ``relevance`` (CSR): ``score`` as the scorer gives it, ``above``
+    (gallery items with a higher score), ``tied`` (others with the same score) and ``tied_before`` (those of lower
+    index), int64. ``topk`` int64 [n, k]: the k best items of each query; their order within a row is that of the
+    canonical scores if it was asked for, else unspecified. ``k`` is at most the size of the gallery.
     """
 
     relevance: scipy.sparse.csr_array
@@ -244,7 +247,8 @@ class _Side:
         self.rival = torch.as_tensor(relevance.indices.astype(np.int64), device=device)
         width = int(counts.max(initial=0))
         self.slot = torch.zeros_like(self.item)  # of a positive among those of its item, from the lowest score
-        self.target = torch.full((n, width), torch.inf, device=device)  # canonical scores of the positives
+        dtype = torch.float64 if scorer.wide else torch.float32
+        self.target = torch.full((n, width), torch.inf, dtype=dtype, device=device)  # canonical scores of the positives
         self.own = torch.full((n, width), -1, dtype=torch.int64, device=device)
         if scorer.transform is None:
             pair = (self.item, self.rival) if axis == 1 else (self.rival, self.item)
@@ -252,7 +256,7 @@ class _Side:
             self._place(slice(0, len(self.item)), self.score)
         self.above = torch.zeros((n, width), dtype=torch.int64, device=device)
         self.tied, self.before = torch.zeros_like(self.above), torch.zeros_like(self.above)
-        self.maxima = torch.full((n, self.k), -torch.inf, device=device)
+        self.maxima = torch.full((n, self.k), -torch.inf, dtype=dtype, device=device)
         self.candidates: list[tuple[Tensor, Tensor, Tensor]] = []
         self.blocks = 0
 
@@ -375,11 +379,24 @@ def true_entries(mask: Tensor) -> Tensor:
     return torch.cat([8 * words.index_select(0, inside >> 3) + (inside & 7), mask[body:].nonzero().squeeze(1) + body])
 
 
+def ascending(value: Tensor) -> Tensor:
+    """Return int32 that are ordered as the float32 ``value``; minus zero equals zero."""
+    bits = (value + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
 def sort_key(group: Tensor, value: Tensor) -> Tensor:
-    """Return int64 keys that sort by ``group`` (int, 0 <= group < 2^31), then from the highest float32 ``value``."""
-    bits = (value + 0.0).view(torch.int32)  # + 0.0: minus zero equals zero
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
-    return (group.long() << 32) + (0x7FFFFFFF - ascending.long())
+    """Return int64 keys that sort by ``group`` (int, 0 <= group < 2^31), then from the highest float ``value``."""
+    wide = value.dtype == torch.float64  # no room for it in a key; its place among all values is as good
+    place = torch.unique(value, return_inverse=True)[1] if wide else ascending(value).long()
+    return (group.long() << 32) + (0x7FFFFFFF - place)
+
+
+def ordinals(scores: Tensor) -> Tensor:
+    """Return minus the place of each score among the different ones of its row (0 for the highest), float32 [b, m]."""
+    falling, order = scores.sort(dim=1, descending=True)
+    steps = torch.nn.functional.pad(falling[:, 1:] != falling[:, :-1], (1, 0))
+    return torch.empty_like(scores, dtype=torch.float32).scatter_(1, order, -steps.cumsum(1).float())
 
 
 def rank(

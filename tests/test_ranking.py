@@ -275,6 +275,18 @@ def test_infinite_scores_tie_with_each_other(value):
     assert_agrees(found, scores.numpy(), relevance, 2, True)
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 14), st.integers(1, 60), st.integers(0, 12), st.booleans())
+def test_a_wide_scorer_keeps_an_order_that_float32_cannot_hold(seed, n, m, k, ordered):
+    rng = np.random.default_rng(seed)
+    scores = 2.0**40 * rng.integers(-3, 1, (n, m)) + rng.integers(-2, 3, (n, m))  # equal in float32, some in float64
+    wide = Scorer(torch.zeros(n, 1), torch.zeros(m, 1), transform=lambda _, rows: torch.tensor(scores[rows]), wide=True)
+    relevance = some_relevance(seed + 1, n, m)
+    assert_agrees(rank(wide, relevance, k, ordered=ordered, block_bytes=900), scores, relevance, min(k, m), ordered)
+    places = [[-sorted(set(row), reverse=True).index(value) for value in row] for row in scores]
+    np.testing.assert_array_equal(wide.scores(900).numpy(), places)
+
+
 def test_a_score_that_is_no_number_is_an_error_not_a_rank():
     scores = torch.tensor([[0.0, 1.0, 2.0], [1.0, torch.nan, 0.0]])
     broken = Scorer(torch.zeros(2, 1), torch.zeros(3, 1), transform=lambda _, rows: scores[rows].clone())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,6 +193,20 @@ class _Best:
 
 def _padded(rows: Tensor) -> Tensor:
     return torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _ROWS)) if len(rows) % _ROWS else rows
+
+
+def in_threads(function: Callable[..., Any], *parts: Sequence) -> list:
+    """Apply ``function`` to every part, in as many threads as torch uses, each of which computes in one.
+
+    For long chains of small operations, where threads would otherwise wait for each other after every one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, *parts))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def centred(bias: Tensor) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from reprolib.errors import InputError
-from reprolib.methods.base import TEMPERATURES, Bank, centred, method, positive
+from reprolib.methods.base import TEMPERATURES, Bank, centred, in_threads, method, positive
 from reprolib.ranking import Scorer
 
 _TILE = 2**22  # entries of a tile that is streamed
 _VISIT = 2**18  # entries taken to float64 at a time: they stay in cache
+_GROUPS = 16  # sums over the bank are taken in as many groups, whatever the threads, and then added in order
 _HELD = 2**29  # entries of a float32 kernel that may be held (2 GiB)
 _LOWEST = -87.0  # the least exponent whose exp() is a normal float32
 _REACH = math.exp(50)  # e^50 e^-87 is the round-off of float64
@@ -39,40 +40,50 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
     step = max(64, _TILE // m // 64 * 64)
     padded = torch.nn.functional.pad(targets, (0, 0, 0, -m % 64))
 
-    def similarities() -> Iterator[Tensor]:
-        return ((tile @ padded.T)[:, :m] for tile in b.split(step))
+    def similarities(tile: Tensor) -> Tensor:
+        return (tile @ padded.T)[:, :m]
 
-    def kernel() -> Iterator[Tensor]:
-        return ((s - s.amax(1, keepdim=True)).div_(tau).clamp_(min=_LOWEST).exp_() for s in similarities())
+    def kernel(tile: Tensor) -> Tensor:
+        s = similarities(tile)
+        return (s - s.amax(1, keepdim=True)).div_(tau).clamp_(min=_LOWEST).exp_()
 
+    tiles = b.split(step)
+    held = in_threads(kernel, tiles) if tau <= 1 and len(b) * m <= _HELD else None
     u = torch.ones(m, dtype=torch.float64, device=targets.device)
-    if tau <= 1 and _rescale(u, len(b), list(kernel()) if len(b) * m <= _HELD else kernel, iterations):
+    if tau <= 1 and _rescale(u, len(b), held or tiles, (lambda k: k) if held else kernel, iterations):
         return -tau * torch.log(u)
     log_u = torch.zeros_like(u)
     for _ in range(iterations):
-        received = sum((s.double().div_(tau) + log_u).softmax(1).sum(0) for s in similarities())
+        received = sum((similarities(tile).double().div_(tau) + log_u).softmax(1).sum(0) for tile in tiles)
         log_u -= torch.log(received * (m / len(b)))
     return -tau * log_u
 
 
-def _rescale(u: Tensor, n: int, kernel: list[Tensor] | Callable[[], Iterator[Tensor]], iterations: int) -> bool:
+def _rescale(u: Tensor, n: int, tiles: Sequence[Tensor], kernel: Callable[[Tensor], Tensor], iterations: int) -> bool:
     """Iterate the scales ``u`` of the targets, float64 [m], in place; return whether they can be relied on.
 
-    ``kernel``: tiles of exp(s / tau), the highest entry of each of its ``n`` rows 1, entries below e^-87 raised to it.
-    These change no sum by more than the share m max(u) max(v) e^-87 of it, v the scales of the bank.
+    ``kernel`` makes of each of the ``tiles`` one of exp(s / tau), the highest entry of each of the ``n`` rows of all 1,
+    entries below e^-87 raised to it. These change no sum by more than the share m max(u) max(v) e^-87 of it, v the
+    scales of the bank.
     """
-    exact = u.new_empty(max(1, _VISIT // len(u)), len(u))
-    for _ in range(iterations):
+
+    def reached(group: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         received, highest = torch.zeros_like(u), torch.zeros_like(u[0])
-        for tile in kernel if isinstance(kernel, list) else kernel():
-            for part in tile.split(len(exact)):
+        exact = u.new_empty(max(1, _VISIT // len(u)), len(u))
+        for tile in group:
+            for part in kernel(tile).split(len(exact)):
                 rows = exact[: len(part)].copy_(part)
                 v = 1 / (rows @ u)
                 received.addmv_(rows.T, v)
                 highest = torch.maximum(highest, v.max())
+        return received, highest
+
+    groups = [tiles[start::_GROUPS] for start in range(min(_GROUPS, len(tiles)))]
+    for _ in range(iterations):
+        received, highest = map(list, zip(*in_threads(reached, groups), strict=True))
         reach = u.max()
-        u.copy_(1 / (received * (len(u) / n)))
-        if not len(u) * highest * torch.maximum(reach, u.max()) < _REACH:
+        u.copy_(1 / (torch.stack(received).sum(0) * (len(u) / n)))
+        if not len(u) * torch.stack(highest).max() * torch.maximum(reach, u.max()) < _REACH:
             return False
     return True
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reprolib.errors import InputError
-from reprolib.methods import CATALOGUE, catalogue, correct, fit
+from reprolib.methods import CATALOGUE, catalogue, correct, fit, globally_corrected
 from reprolib.methods.base import Bank
 
 ROWS = ("queries", "gallery", "query_bank", "gallery_bank")
@@ -139,6 +139,12 @@ def test_a_number_may_come_from_numpy(name, parameter, data):
 def test_a_pool_of_less_than_one_item_says_which_rate_would_do(data):
     with pytest.raises(InputError, match=r"pool_rate = 0.01 of a gallery_bank of 14 items is a pool of 0.*0\.071 to 1"):
         call("invgc-localadj", data, pool_rate=0.01)
+
+
+def test_a_bank_whose_ranks_would_leave_no_room_for_the_similarity(data, monkeypatch):
+    monkeypatch.setattr(globally_corrected, "_MOST", 3)
+    with pytest.raises(InputError, match=r"gc: the query_bank holds \d+ items; valid is a bank of less than 3"):
+        call("gc", data)
 
 
 def test_both_temperatures_at_zero_leave_nothing_to_do(data):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from reprolib import ranking
-from reprolib.methods import CATALOGUE, Bank, correct, fit, globally_corrected, sinkhorn
+from reprolib.methods import CATALOGUE, Bank, correct, fit, sinkhorn
 from reprolib.ranking import Scorer, rank
 
 seeds = st.integers(0, 10**6)
@@ -340,15 +340,3 @@ def test_gc_ranks_among_a_bank_of_more_than_two_bytes_count(make_data):
     own = (x.queries.astype(np.float64) @ x.gallery.astype(np.float64).T).astype(np.float32)
     higher = (exact[None] > own[:, None]).sum(1)
     np.testing.assert_array_equal(np.argsort(-found), np.lexsort((-own, higher)))
-
-
-@fixtures
-@given(seeds)
-def test_gc_positions_are_the_same_with_and_without_the_index_in_the_key(seed):
-    rng = np.random.default_rng(seed)
-    ranks = rng.integers(0, 4, 50).astype(np.uint16)
-    scores = rng.integers(-2, 3, 50).astype(np.float32) * np.float32(0.1)
-    pairs = sorted(set(zip(ranks.tolist(), (-scores).tolist(), strict=True)))
-    wanted = [-pairs.index((r, -s)) for r, s in zip(ranks.tolist(), scores.tolist(), strict=True)]
-    for bits in (6, None):
-        assert globally_corrected._positions(ranks, scores, bits).tolist() == wanted

@@ -158,50 +158,83 @@ def linear(x, module):
     return x @ module.weight.detach().double().numpy().T + (0 if module.bias is None else module.bias.detach().numpy())
 
 
-def reference_feature(model, ids, at, read, token):
-    """Return the text feature [d] of ``ids`` with the embedding at one position replaced, position by position."""
-    tower = model.text_model
-    x = tower.embeddings.token_embedding.weight.detach().double().numpy()[ids]
-    x[at] = token
-    x = x + tower.embeddings.position_embedding.weight.detach().numpy()[: len(ids)]
-    for layer in tower.encoder.layers:
+def reference_layers(x, layers, causal):
+    """Return what layers make of ``x`` [positions, width], position by position."""
+    for layer in layers:
         attention, h = layer.self_attn, norm(x, layer.layer_norm1)
         q, k, v = (linear(h, getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj"))
         mixed = np.zeros_like(x)
         for head in np.split(np.arange(x.shape[1]), attention.num_heads):
             for row in range(len(x)):
-                scores = np.array([q[row, head] @ k[seen, head] for seen in range(row + 1)]) / np.sqrt(len(head))
+                stop = row + 1 if causal else len(x)
+                scores = k[:stop, head] @ q[row, head] / np.sqrt(len(head))
                 weights = np.exp(scores - scores.max())
-                mixed[row, head] = (weights / weights.sum()) @ v[: row + 1, head]
+                mixed[row, head] = (weights / weights.sum()) @ v[:stop, head]
         x = x + linear(mixed, attention.out_proj)
         h = linear(norm(x, layer.layer_norm2), layer.mlp.fc1)
         x = x + linear(h / (1 + np.exp(-1.702 * h)), layer.mlp.fc2)  # quick_gelu
+    return x
+
+
+def reference_text(model, ids, at, read, token):
+    """Return the text feature [d] of ``ids`` with the embedding at one position replaced."""
+    tower = model.text_model
+    x = tower.embeddings.token_embedding.weight.detach().double().numpy()[ids]
+    x[at] = token
+    x = x + tower.embeddings.position_embedding.weight.detach().numpy()[: len(ids)]
+    x = reference_layers(x, tower.encoder.layers, causal=True)
     return linear(norm(x, tower.final_layer_norm)[read], model.text_projection)
 
 
-def test_oti_against_numpy_with_finite_differences(tiny):
-    steps, rate, decay, h = 3, 2e-2, 0.01, 1e-5
-    ids = tiny.tokenizer("a photo of x")["input_ids"]
-    at = read = len(ids) - 2
-    read = at + 1
-    goal = goals(1)[0].astype(np.float64)
-    goal /= np.linalg.norm(goal)
+def reference_image(model, grid, patches):
+    """Return the image feature [d] of a picture whose embedded patches are ``patches`` [p, width], stretched."""
+    tower = model.vision_model
+    chosen = [patches[place * len(patches) // grid**2] for place in range(grid**2)]  # the nearest, row after row
+    x = np.stack([tower.embeddings.class_embedding.detach().double().numpy(), *chosen])
+    x = norm(x + tower.embeddings.position_embedding.weight.detach().numpy(), tower.pre_layrnorm)
+    x = reference_layers(x, tower.encoder.layers, causal=False)
+    return linear(norm(x[:1], tower.post_layernorm)[0], model.visual_projection)
 
-    def loss(token):
-        feature = reference_feature(tiny.model, ids, at, read, token)
-        return 1 - feature @ goal / np.linalg.norm(feature)
 
-    token = start(SHORT, IDS[:1], 32)[0, 0].astype(np.float64)
-    losses, first, second = [loss(token)], 0.0, 0.0
+def reference_inversion(feature, goal, tokens, steps, rate=2e-2, decay=0.01, h=1e-5):
+    """Return losses [steps + 1] and tokens of AdamW on 1 - cosine, with gradients by central differences."""
+
+    def loss(tokens):
+        found = feature(tokens)
+        return 1 - found @ goal / np.linalg.norm(found) / np.linalg.norm(goal)
+
+    losses, first, second = [loss(tokens)], 0.0, 0.0
     for step in range(1, steps + 1):
-        gradient = np.array([(loss(token + h * unit) - loss(token - h * unit)) / (2 * h) for unit in np.eye(32)])
+        gradient = np.zeros_like(tokens)
+        for place in np.ndindex(tokens.shape):
+            away = np.zeros_like(tokens)
+            away[place] = h
+            gradient[place] = (loss(tokens + away) - loss(tokens - away)) / (2 * h)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        token = token * (1 - rate * decay)
-        token -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        losses.append(loss(token))
-    found = oti(tiny, goals(1), IDS[:1], replace(SHORT, steps=steps), progress=quiet)
+        tokens = tokens * (1 - rate * decay)
+        tokens = tokens - rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        losses.append(loss(tokens))
+    return losses, tokens
+
+
+def test_oti_against_numpy_with_finite_differences(tiny):
+    ids = tiny.tokenizer("a photo of x")["input_ids"]
+    at, read = len(ids) - 2, len(ids) - 1
+    goal, token = goals(1), start(SHORT, IDS[:1], 32)[0].astype(np.float64)
+    losses, token = reference_inversion(lambda t: reference_text(tiny.model, ids, at, read, t[0]), goal[0], token, 3)
+    found = oti(tiny, goal, IDS[:1], replace(SHORT, steps=3), progress=quiet)
     np.testing.assert_allclose(found.losses[:, 0], losses, atol=1e-6)
-    np.testing.assert_allclose(found.tokens[0, 0], token, atol=1e-6)
+    np.testing.assert_allclose(found.tokens[0], token, atol=1e-6)
+
+
+def test_ovi_against_numpy_with_finite_differences(tiny):
+    given = replace(SEEN, steps=2, tokens=2)
+    goal, tokens = goals(1), start(given, IDS[:1], 32)[0].astype(np.float64)
+    losses, tokens = reference_inversion(lambda t: reference_image(tiny.model, 4, t), goal[0], tokens, 2)
+    for path in ("plain", "fast"):
+        found = ovi(tiny, goal, IDS[:1], replace(given, path=path), progress=quiet)
+        np.testing.assert_allclose(found.losses[:, 0], losses, atol=1e-6)
+        np.testing.assert_allclose(found.tokens[0], tokens, atol=1e-6)
 
 
 # --- an item's result is its own ---
