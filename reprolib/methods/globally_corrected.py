@@ -37,7 +37,7 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     ranks = np.empty((n, len(gallery)), np.uint16 if len(query_bank) < 2**16 else np.int32)
     index = np.arange(len(everyone))
     for items, scores in everyone.similarities(gallery):
-        ranks[:, items] = np.stack(in_threads(partial(_higher, n=n, index=index), ascending(scores).cpu().numpy())).T
+        ranks[:, items] = np.stack(in_threads(partial(_higher, n=n, index=index), scores.cpu())).T
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
         rank = torch.from_numpy(ranks[rows].astype(np.float64)).to(scores.device)
@@ -46,12 +46,12 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     return Scorer(queries, gallery, transform=keys, wide=True)
 
 
-def _higher(scores: np.ndarray, n: int, index: np.ndarray) -> np.ndarray:
+def _higher(scores: Tensor, n: int, index: np.ndarray) -> np.ndarray:
     """Return how many of the scores from ``n`` on exceed each of the ``n`` before, int32 [n]: one sort of them all.
 
-    ``scores`` are ``ascending`` integers, int32; ``index`` counts them, int64.
+    ``index`` counts the scores, int64.
     """
-    key = (~scores).astype(np.int64)
+    key = (~ascending(scores)).long().numpy()
     key <<= 32
     key += index  # among equal scores the later ones come last
     key.sort()
