@@ -29,8 +29,9 @@ IMPORTED_AS = {
     "ot": "pot",
     "bs4": "beautifulsoup4",
     "PIL": "pillow",
+    "open_clip": "open-clip-torch",
 }
-LAYERS = ("cli", "study", "figures", "methods", "models", "loaders", "metrics", "ranking")
+LAYERS = ("cli", "data_cli", "study", "figures", "methods", "models", "loaders", "metrics", "ranking")
 SOURCES = sorted((ROOT / "reprolib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -127,7 +128,8 @@ def test_imports_run_downwards(path: Path) -> None:
 @pytest.mark.parametrize("path", [*SOURCES, *NOTEBOOKS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_are_declared_and_nothing_unpickles(path: Path) -> None:
     tree = ast.parse(code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8"))
-    declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} | {"reprolib"}
+    extras = [text for name, texts in PROJECT["optional-dependencies"].items() if name != "test" for text in texts]
+    declared = {canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *extras]} | {"reprolib"}
     for name in {name.split(".")[0] for name in imports(tree)} - sys.stdlib_module_names - {"None"}:
         assert canonicalize_name(IMPORTED_AS.get(name, name)) in declared, f"{name} is not in pyproject.toml"
     pickling = {"pickle", "_pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}

@@ -135,11 +135,13 @@ def run(
     mirror: Path | None = None,
     threads: int | None = None,
     progress: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Execute ``study`` with ``parameters`` (those that differ from the defaults will do) and return ``out``.
 
     ``timeout`` is in seconds for the whole run; ``mirror`` is a folder of data files; ``threads`` is what
-    BLAS and OpenMP may use in the kernel (default: ``OMP_NUM_THREADS``, else every core).
+    BLAS and OpenMP may use in the kernel (default: ``OMP_NUM_THREADS``, else every core); ``facts``
+    are added to ``run.json``.
 
     Raises :class:`InputError` before anything is executed if a parameter or ``out`` is not usable; the
     error that the notebook raised, if it is one of reprolib's; :class:`RunError` for any other failure, a
@@ -159,12 +161,12 @@ def run(
         _clean(out)
         staging.mkdir()
         try:
-            facts = _execute(study, values, parameters, out, staging, failed, timeout, mirror, threads, progress)
+            found = _execute(study, values, parameters, out, staging, failed, timeout, mirror, threads, progress)
             if study.results or (staging / records.RESULTS).exists():
                 _check_results(study, staging)
-            facts = provenance.complete(staging, facts)
-            crate.write(staging, facts)
-            provenance.write(staging, facts)
+            found = provenance.complete(staging, {**found, **(facts or {})})
+            crate.write(staging, found)
+            provenance.write(staging, found)
             _flush(staging)
             _swap(staging, out)
         finally:
