@@ -1,4 +1,4 @@
-"""The command line: `reprolib run`, `list`, `report`, `figures`, `tables`, `verify`, `replay`, `diff`, `doctor`.
+"""Commands: `reprolib run`, `list`, `data`, `report`, `figures`, `tables`, `verify`, `replay`, `diff`, `doctor`.
 
 Nothing heavy is imported before a verb needs it, so that help comes at once.
 """
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reprolib import data_cli
+from reprolib.console import escape, show, table
 from reprolib.errors import DataUnavailable, InputError, ReprolibError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_cli.app, name="data")
 
 
 class Kind(StrEnum):
@@ -105,12 +108,12 @@ def list_(
     """Show studies, datasets (licence, size, whether present), models and methods."""
     tables = {
         Kind.studies: _studies,
-        Kind.datasets: _datasets,
+        Kind.datasets: data_cli.datasets_table,
         Kind.models: _models,
         Kind.methods: _methods,
     }
     for shown in [kind] if kind else list(Kind):
-        _print(tables[shown]())
+        show(tables[shown]())
 
 
 @app.command()
@@ -247,9 +250,10 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _subject(values: dict[str, object]) -> object:
-    """Return what a run is about, for its folder's name: the embeddings' file or the dataset."""
-    embeddings = values.get("embeddings")
-    return Path(str(embeddings)).stem if embeddings else values.get("dataset")
+    """Return what a run is about, for its folder's name: the embeddings' file or the dataset, maybe a folder."""
+    if embeddings := values.get("embeddings"):
+        return Path(str(embeddings)).stem
+    return Path(str(values["dataset"])).name.removesuffix(".csv") if values.get("dataset") else None
 
 
 def _relative(path: Path) -> str:
@@ -257,52 +261,20 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        justify = "right" if column == "size" else "left"
-        table.add_column(column, justify=justify, header_style="dim", no_wrap=column == columns[0])
-    table.padding = (0, 3, 0, 0)
-    return table
-
-
 def _show_parameters(study: Study) -> None:
-    table = _table(f"{study.name}: {study.title}", "parameter", "type", "default", "help")
+    shown = table(f"{study.name}: {study.title}", "parameter", "type", "default", "help")
     for p in study.parameters.values():
-        table.add_row(*map(_escape, (p.name, p.text, repr(p.default), p.help)))
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table, end="\n\n")
-
-
-def _escape(text: object) -> str:
-    return str(text).replace("[", r"\[")  # rich would read list[str] as mark-up
+        shown.add_row(*map(escape, (p.name, p.text, repr(p.default), p.help)))
+    show(shown)
 
 
 def _studies() -> Table:
     from reprolib.study.parameters import read_study, studies
 
-    table = _table("studies", "name", "notebook", "title")
+    shown = table("studies", "name", "notebook", "title")
     for name, path in studies().items():
-        table.add_row(name, path.name, _escape(read_study(path).title))
-    return table
-
-
-def _datasets() -> Table:
-    from reprolib.loaders import datasets, load_manifest, status
-
-    table = _table("datasets", "name", "licence", "size", "present", "title")
-    for name in datasets():
-        manifest, state = load_manifest(name), status(name)
-        size = f"{state.size / 1e6:.1f} MB" if state.size else "-"
-        table.add_row(name, _escape(manifest.licence), size, _escape(state.where), _escape(manifest.title))
-    return table
+        shown.add_row(name, path.name, escape(read_study(path).title))
+    return shown
 
 
 def _models() -> Table:
@@ -311,23 +283,23 @@ def _models() -> Table:
     from reprolib.paths import manifests
     from reprolib.study.parameters import manifest_names
 
-    table = _table("models", "name", "licence", "title")
+    shown = table("models", "name", "licence", "title")
     for name in manifest_names("models"):
         facts = yaml.safe_load((manifests() / "models" / f"{name}.yaml").read_text(encoding="utf-8"))
         title = facts.get("title") or facts.get("summary") or ""
-        table.add_row(name, _escape(facts.get("licence", "")), _escape(" ".join(title.split())))
-    return table
+        shown.add_row(name, escape(facts.get("licence", "")), escape(" ".join(title.split())))
+    return shown
 
 
 def _methods() -> Table:
     from reprolib.methods import CATALOGUE
     from reprolib.methods.interventions import INTERVENTIONS
 
-    table = _table("methods", "name", "for", "what it is", "source")
+    shown = table("methods", "name", "for", "what it is", "source")
     for purpose, methods in (("hubness", CATALOGUE), ("modality gap", INTERVENTIONS)):
         for name, method in methods.items():
-            table.add_row(name, purpose, _escape(method.summary), _escape(method.source))
-    return table
+            shown.add_row(name, purpose, escape(method.summary), escape(method.source))
+    return shown
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

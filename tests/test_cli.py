@@ -19,7 +19,7 @@ def run(*arguments: str) -> int:
     return int(stop.value.code or 0)
 
 
-@pytest.mark.parametrize("verb", [[], ["run"], ["list"], ["report"]])
+@pytest.mark.parametrize("verb", [[], ["run"], ["list"], ["report"], ["data"], ["data", "get"]])
 def test_help_imports_nothing_heavy(verb: list[str]) -> None:
     code = (
         "import sys, time; begun = time.perf_counter()\n"

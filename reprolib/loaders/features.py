@@ -171,11 +171,7 @@ def _stored(name_or_path: str | Path, mirror: str | Path | None) -> _Stored:
 def _from_manifest(name: str, mirror: str | Path | None) -> _Stored:
     manifest = load_manifest(name)
     if manifest.reader != "paired-npy":
-        why = (
-            manifest.known_issues[0]
-            if manifest.reader is None and manifest.known_issues
-            else "it holds raw items, which a model has to encode first"
-        )
+        why = "it holds raw items, which a model has to encode first"
         raise InputError(f"the dataset {name} has no stored embeddings to load: {why}")
     features, captions = manifest.file("features"), manifest.file("captions")
     if features is None:

@@ -1,4 +1,4 @@
-"""Arrays on disk, addressed by content: written atomically, verified on every use, never unpickled."""
+"""Arrays on disk, addressed by content: written atomically, verified on every use, mapped, never unpickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 
@@ -35,31 +34,73 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays and their digest to one safetensors file, atomically."""
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], about: str = "") -> None:
+    """Write named arrays and their digest to one safetensors file, atomically.
+
+    ``about`` is what they are, such as the key of a store; who reads them has to name the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     os.close(handle)
     contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
     try:
-        save_file(contiguous, name, metadata={"digest": _content(contiguous)})
+        save_file(contiguous, name, metadata={"digest": _content(contiguous, about)})
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return the arrays of ``path``, or None if the file is missing, truncated or not what was written."""
-    if not path.is_file():
-        return None
+def read_arrays(path: Path, about: str = "") -> dict[str, np.ndarray] | None:
+    """Return the arrays of ``path`` in memory, or None where ``map_arrays`` does."""
+    arrays = map_arrays(path, about)
+    return arrays and {key: np.array(value) for key, value in arrays.items()}
+
+
+def map_arrays(path: Path, about: str = "") -> dict[str, np.ndarray] | None:
+    """Return the arrays of ``path`` without reading them into memory; what is written to them never reaches the file.
+
+    None if the file is missing, truncated, of another format, not what was written, or not written as ``about``. All
+    of it is read once, to be verified.
+    """
     try:
-        with safe_open(path, framework="numpy") as stream:
-            arrays = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a mapping)
-            expected = (stream.metadata() or {}).get("digest")
-    except (SafetensorError, OSError, ValueError):
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > path.stat().st_size - 8:
+                return None
+            header = json.loads(stream.read(length))
+        expected = header.pop("__metadata__")["digest"]
+        arrays = {key: _mapped(path, 8 + length, **entry) for key, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return arrays if _content(arrays) == expected else None
+    return arrays if _content(arrays, about) == expected else None
 
 
-def _content(arrays: Mapping[str, np.ndarray]) -> str:
-    return digest(*(part for key in sorted(arrays) for part in (key, arrays[key])))
+def _mapped(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    begin, end = data_offsets
+    if begin == end:  # no bytes cannot be mapped
+        return np.empty(shape, _TYPES[dtype])
+    array = np.memmap(path, _TYPES[dtype], "c", start + begin, tuple(shape))
+    if array.nbytes != end - begin:
+        raise ValueError("shape and offsets differ")
+    return array
+
+
+_TYPES = {  # https://github.com/huggingface/safetensors, README, Format
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def _content(arrays: Mapping[str, np.ndarray], about: str) -> str:
+    parts = (part for key in sorted(arrays) for part in (key, arrays[key]))
+    return digest(*([about] if about else []), *parts)

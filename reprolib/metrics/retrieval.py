@@ -49,7 +49,8 @@ def query_values(result: Ranking, ks: Sequence[int] = KS) -> dict[str, np.ndarra
     """Return the per-query values behind ``retrieval_metrics``: one float64 array [n_queries] per metric.
 
     ``rank`` is that of the best-ranked relevant item (1 = best) under the tie rule; ``rank optimistic`` and
-    ``rank pessimistic`` place it before and after everything non-relevant that ties with it.
+    ``rank pessimistic`` place it before and after everything non-relevant that ties with it. ``mAP@R`` and
+    ``R-precision`` are those of ``at_r``.
     """
     start = result.relevance.indptr[:-1]
     counts = np.diff(result.relevance.indptr)
@@ -74,7 +75,25 @@ def query_values(result: Ranking, ks: Sequence[int] = KS) -> dict[str, np.ndarra
     values["rank pessimistic"] = pessimistic
     values["MRR"] = 1.0 / best
     values["mAP"] = np.add.reduceat(hit_number / rank[order], start) / counts
+    values |= at_r(result)
     return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+
+
+def at_r(result: Ranking, depth: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return ``mAP@R`` and ``R-precision`` per query, float64 [n_queries], with R the number of its relevant items.
+
+    ``R-precision`` is the share of relevant items among the first R. ``mAP@R`` sums the precision at every hit within
+    the first R (``depth`` int [n_queries], if given, says how far it looks instead) and divides by R (Musgrave et al.,
+    ECCV 2020). These are what ECCV Caption (arXiv 2204.03359) reports where many items are relevant:
+    naver-ai/eccv-caption at 0be8d41, eccv_caption/_metrics.py lines 159-203.
+    """
+    start, counts = result.relevance.indptr[:-1], np.diff(result.relevance.indptr)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    rank = result.rank[np.lexsort((result.rank, owner))]  # ascending within each query
+    precision = (np.arange(len(rank)) - np.repeat(start, counts) + 1) / rank
+    within = np.where(rank <= (counts if depth is None else depth)[owner], precision, 0.0)
+    hits = np.add.reduceat((rank <= counts[owner]).astype(np.int64), start)
+    return {"mAP@R": np.add.reduceat(within, start) / counts, "R-precision": hits / counts}
 
 
 def metrics_of_ranking(result: Ranking, ks: Sequence[int] = KS) -> dict[str, float]:
@@ -103,7 +122,7 @@ def retrieval_metrics(
     TREC's Success@K, trec_eval ``success_K``; the cross-modal literature calls it Recall@K), each with its
     ``optimistic`` and ``pessimistic`` bound over the order of ties; ``median rank`` and ``mean rank`` of the
     best-ranked relevant item (1 = best); ``MRR`` (trec_eval ``recip_rank``); ``mAP`` over the full ranking
-    (trec_eval ``map``). Ties break by gallery index.
+    (trec_eval ``map``); ``mAP@R`` and ``R-precision`` (``at_r``). Ties break by gallery index.
 
     ``relevance``: boolean matrix [n, m], sparse matrix, or list of n index arrays. ``scores``: see ``as_scorer``.
     ``per_query=True`` returns also the per-query arrays (``query_values``). Raises InputError for bad embeddings

@@ -10,11 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import scipy.stats
+
+from reprolib.metrics.statistics import Interval, benjamini_hochberg, equivalent
 from reprolib.study.audit import Finding, Place, Switch, findings
+from reprolib.study.hubness import STEPS
 from reprolib.study.ledger import Claim, Paper, ledger
 from reprolib.study.margins import Margins, margins, margins_hash
 from reprolib.study.records import Record
-from reprolib.study.tables import arrow, head, is_share, printed
+from reprolib.study.tables import arrow, groups, head, is_share, printed
 from reprolib.study.verdicts import Label, Verdict, verdict
 
 # In the order of the board's summary; a sign of its own for each, because colour alone says nothing to many readers.
@@ -28,6 +32,10 @@ SYMBOLS: Mapping[Label, str] = {
     "not tested": "○",
 }
 PERCENT = "\N{NO-BREAK SPACE}%"
+FALSE_DISCOVERIES = 0.05
+QUESTION = "Is DBNorm's gain over inverted softmax more than temperature tuning?"
+# What the steps of the question are called, in their order; the third answers it.
+STEP_NAMES = ("IS as released", "its temperature tuned", "gallery bank added", "or forced on", "DualIS in all")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One claim. ``measured`` and ``interval`` are empty where no record decides; ``link`` is a run's slug."""
+    """One claim. ``measured`` and ``interval`` are empty where no record decides; ``link`` is a run's slug.
+
+    ``q`` is the p-value of the claim's direction after Benjamini and Hochberg, None where no direction was tested.
+    """
 
     paper: str
     claim: Claim
@@ -53,6 +64,7 @@ class Row:
     interval: str
     where: str
     link: str
+    q: float | None = None
 
     @property
     def reason(self) -> str:
@@ -67,12 +79,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """Every claim of the ledger: those with a verdict, and by paper those without; ``counts`` by label."""
+    """Every claim of the ledger: those with a verdict, and by paper those without; ``counts`` by label.
+
+    ``directions`` counts the claims whose direction was tested, those of them where an interval lies on one side, and
+    those where it would at a false discovery rate of 5 % over all of them.
+    """
 
     decided: list[Row]
     untested: dict[str, list[Row]]
     counts: dict[Label, int]
     notices: list[str]
+    directions: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One search's answer to ``QUESTION``; ``steps`` are (value, interval) in points of R@1, in their order."""
+
+    where: str
+    direction: str
+    steps: list[tuple[str, str]]
+    verdict: str
+    reason: str
+    link: str
 
 
 @dataclass(frozen=True)
@@ -99,18 +128,76 @@ def board(results: Sequence[Result]) -> Board:
     """Return the verdicts on every claim of the ledger by all ``results``."""
     found = [record for result in results for record in result.records]
     limits = margins()
-    rows = [
-        _row(entry.paper, claim, verdict(claim, found, limits), results)
-        for entry in ledger().values()
-        for claim in entry.claims
+    judged = [
+        (entry.paper, claim, verdict(claim, found, limits)) for entry in ledger().values() for claim in entry.claims
     ]
+    chances = {claim.id: p for _, claim, said in judged if (p := chance(claim, said, limits)) is not None}
+    corrected = dict(zip(chances, benjamini_hochberg(list(chances.values())).tolist(), strict=True))
+    rows = [_row(paper, claim, said, results, corrected.get(claim.id)) for paper, claim, said in judged]
     untested: dict[str, list[Row]] = {}
     for row in rows:
         if row.verdict.label == "not tested":
             untested.setdefault(row.paper, []).append(row)
     labels = [row.verdict.label for row in rows]
     decided = [row for row in rows if row.verdict.label != "not tested"]
-    return Board(decided, untested, {label: labels.count(label) for label in SYMBOLS}, _notices(results))
+    alone = sum(p <= 1 - limits.level for p in chances.values())
+    together = sum(q <= FALSE_DISCOVERIES for q in corrected.values())
+    counts = {label: labels.count(label) for label in SYMBOLS}
+    return Board(decided, untested, counts, _notices(results), (len(chances), alone, together))
+
+
+def chance(claim: Claim, said: Verdict, limits: Margins) -> float | None:
+    """Return the p-value of what a verdict says of a claim's direction; None where no direction was tested.
+
+    It is the two-sided one that the record's interval implies if it is taken for a normal one: below 5 % just where a
+    95 % interval excludes the bound. Of several records the smallest counts, times their number (Bonferroni).
+    """
+    own = any(evidence.own for evidence in said.evidence)
+    records = [evidence.record for evidence in said.evidence if evidence.own == own]
+    values = [(r.value, r.ci_low, r.ci_high) for r in records if None not in (r.value, r.ci_low, r.ci_high)]
+    if claim.kind == "value" or not values:
+        return None
+    return min(1.0, len(values) * min(_p(Interval(*value), claim.bound or 0.0, limits.level) for value in values))
+
+
+def _p(interval: Interval, bound: float, level: float) -> float:
+    distance = abs(interval.value - bound)
+    half = interval.value - interval.low if interval.value > bound else interval.high - interval.value
+    if half <= 0 or not distance:
+        return float(not distance)
+    return float(2 * scipy.stats.norm.sf(scipy.stats.norm.ppf((1 + level) / 2) * distance / half))
+
+
+def answers(results: Sequence[Result]) -> list[Answer]:
+    """Return the answer to ``QUESTION`` of every search in which the hubness study asked it."""
+    found = []
+    for result in results:
+        asked = [record for record in result.records if (record.study, record.table) == ("hubness", "question")]
+        for (dataset, model, direction), rows in groups(asked, "dataset", "model", "direction").items():
+            by = {record.metric.partition(" difference: ")[2]: record for record in rows}
+            steps = [by[name] for one, other in STEPS if (name := f"{one} - {other}") in by]
+            if len(steps) < len(STEPS):  # nothing that this study left
+                continue
+            values = [_measured(r.metric, r.value, r.ci_low, r.ci_high) for r in steps]
+            shown = [(value.removesuffix(" points"), interval) for value, interval in values]
+            where = ", ".join(filter(None, (dataset, model)))
+            found.append(Answer(where, arrow(direction), shown, *_answer(steps[2]), result.slug))
+    return found
+
+
+def _answer(record: Record) -> tuple[str, str]:
+    """Return "yes", "no" or "open", and why, by the difference between tuned DualIS and tuned inverted softmax."""
+    interval, floor = Interval(record.value, record.ci_low, record.ci_high), margins().floor(record.metric)
+    chosen = record.parameters.get("gallery_beta")
+    if chosen is not None and not any(chosen if isinstance(chosen, list) else [chosen]):
+        return "no", "validation switches the gallery bank off, which leaves inverted softmax"
+    if equivalent(interval, 0.0, floor):
+        return "no", f"no difference beyond the noise floor of {100 * floor:g} points"
+    if interval.low > 0:
+        return "yes", "the gallery bank adds recall beyond the temperature"
+    if interval.high < 0:
+        return "no", "the gallery bank costs recall"
+    return "open", "the interval allows a gain and a loss"
 
 
 def audit(results: Sequence[Result]) -> list[Audited]:
@@ -170,7 +257,7 @@ def switch(found: Switch) -> list[tuple[str, str]]:
     ]
 
 
-def _row(paper: Paper, claim: Claim, said: Verdict, results: Sequence[Result]) -> Row:
+def _row(paper: Paper, claim: Claim, said: Verdict, results: Sequence[Result], q: float | None) -> Row:
     measured, interval = "", ""
     if claim.test is not None and said.measured is not None:
         measured, interval = _measured(claim.test.select.metric, said.measured, said.low, said.high)
@@ -184,7 +271,7 @@ def _row(paper: Paper, claim: Claim, said: Verdict, results: Sequence[Result]) -
         and (record.dataset, record.model) == (said.dataset, said.model)
     )
     return Row(
-        _name(paper), claim, claimed(claim), said, SYMBOLS[said.label], measured, interval, where, next(links, "")
+        _name(paper), claim, claimed(claim), said, SYMBOLS[said.label], measured, interval, where, next(links, ""), q
     )
 
 

@@ -24,7 +24,8 @@ Provenance = Literal["paper", "code", "secondary", "abstract", "issue", "measure
 Status = Literal["testable now", "needs data", "needs a generator", "out of scope"]
 Direction = Record.model_fields["direction"].annotation
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-STUDIES = ("hubness", "modality-gap", "intra-modal-inversion", "paper-versus-code")  # those whose records are tested
+# those whose records are tested
+STUDIES = ("hubness", "modality-gap", "intra-modal-inversion", "paper-versus-code", "training-variance")
 _SCALE = {"percent": 0.01, "fraction": 1.0, "number": 1.0}
 
 

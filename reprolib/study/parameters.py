@@ -239,6 +239,9 @@ def _one_of(kind: str, valid: Callable[[], Iterable[str]]) -> Callable[[str, Any
     return checked
 
 
+_known_dataset = _one_of("dataset", lambda: manifest_names("datasets"))
+
+
 def _methods() -> Iterable[str]:
     from reprolib.methods import catalogue  # imports torch: only when a method's name is to be checked
 
@@ -279,8 +282,18 @@ def _dataset_or_file(name: str, value: str) -> str:
     return _embeddings(name, value) if Path(value).suffix else CHECKS["dataset"](name, value)
 
 
+def _dataset(name: str, value: str) -> str:
+    names = manifest_names("datasets")
+    if value not in names:
+        from reprolib.loaders.readers.folder import is_folder_of_images
+
+        if is_folder_of_images(value):
+            return str(Path(value).expanduser().resolve())
+    return _known_dataset(name, value)
+
+
 def _datasets(name: str, value: list[str]) -> list[str]:
-    return CHECKS["dataset"](name, value) if value else value
+    return _known_dataset(name, value) if value else value
 
 
 def _folder(name: str, value: str) -> str:
@@ -310,7 +323,7 @@ def _within(low: float, high: float, *, above: bool = False) -> Callable[[str, A
 
 _ANY = float("inf")
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "dataset": _one_of("dataset", lambda: manifest_names("datasets")),
+    "dataset": _dataset,
     "model": _model,
     "embeddings": _embeddings,
     "other_bank": _dataset_or_file,

@@ -286,14 +286,15 @@ def replay(
 ) -> tuple[Difference, list[Agreement]]:
     """Repeat ``run`` with its notebook, parameters and threads in a fresh kernel, and say per tier what agrees.
 
-    The repetition is kept in ``out`` if one is given. ``mirror`` and ``timeout`` are those of ``runner.run``, which
-    also says what is raised; a parameter that names a file or folder not at hand here is an InputError.
+    The repetition is kept in ``out`` if one is given. A relative path of embeddings starts at ``run``. ``mirror`` and
+    ``timeout`` are those of ``runner.run``, which also says what is raised; a parameter that names a file or folder
+    not at hand here is an InputError.
     """
     facts = provenance.read(run)
     with tempfile.TemporaryDirectory(prefix="reprolib-replay-") as folder:
         study = _study(run, facts, Path(folder))
         given = {
-            name: value
+            name: str((run / value).resolve()) if name == "embeddings" else value  # a reference has it relative
             for name, value in facts["parameters"].items()
             if name not in study.parameters or study.parameters[name].default != value
         }

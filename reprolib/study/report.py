@@ -83,6 +83,9 @@ def build(runs: Sequence[Path], out: Path) -> Path:
     page = environment.get_template("report.html.j2").render(
         board=board.board(results),
         symbols=board.SYMBOLS,
+        question=board.QUESTION,
+        steps=board.STEP_NAMES,
+        answers=board.answers(results),
         runs=[_run(path, result) for path, result in zip(runs, results, strict=True)],
         audit=board.audit(results),
         environments=_environments(results),

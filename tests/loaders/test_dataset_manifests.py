@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -23,8 +24,19 @@ def test_every_manifest_is_valid_and_complete(name):
     assert (manifest.kind == "features") == (manifest.reader == "paired-npy")
     if manifest.reader is None:
         assert manifest.known_issues, "a dataset that is listed without being used says why"
+    assert manifest.spdx is None or re.fullmatch(r"[\w.+-]+( (AND|OR) [\w.+-]+)*", manifest.spdx)
     for entry in manifest.files:
-        assert entry.url is None or (manifest.source.commit in entry.url and len(manifest.source.commit) == 40)
+        assert all(url.startswith(("https://", "http://")) for url in entry.urls)
+        pinned = all(manifest.source.commit and manifest.source.commit in url for url in entry.urls)
+        if entry.urls and (entry.sha256 or entry.md5):
+            assert pinned or entry.checksum_source, f"{entry.name}: it is not said where its hash was read"
+
+
+def test_the_addresses_of_the_stored_features_are_pinned_to_a_commit():
+    for name in FEATURES:
+        manifest = load_manifest(name)
+        assert len(manifest.source.commit) == 40 and all(entry.sha256 and entry.bytes for entry in manifest.files)
+        assert all(manifest.source.commit in url for entry in manifest.files for url in entry.urls)
 
 
 def test_the_expected_datasets_are_there():
@@ -57,6 +69,34 @@ def test_status_tells_present_fetchable_and_by_hand(mirror, monkeypatch):
     assert status("clasp-99").present
 
 
+def test_status_of_what_is_unpacked_or_is_not_described_in_full(altered, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REPROLIB_MIRROR", raising=False)
+    archive = {"name": "a.zip", "url": ["https://a.example/a.zip", "https://b.example/a.zip"], "unpack": True}
+    altered(edit(files=[archive], root_files=["images/a", "labels.txt"]))
+    assert load_manifest("clasp-99").files[0].urls == archive["url"]
+    assert (status("clasp-99").present, status("clasp-99").size, status("clasp-99").where) == (
+        False,
+        0,
+        "can be fetched",
+    )
+    place = tmp_path / "cache" / "datasets" / load_manifest("clasp-99").place
+    (place / "images").mkdir(parents=True)
+    (place / "images" / "a").touch()
+    assert not status("clasp-99").present, "one of two"
+    (place / "labels.txt").touch()
+    assert status("clasp-99").present and status("clasp-99").where == "cache"
+    (place / ".unpacked").mkdir()
+    assert not status("clasp-99").present, "an unpacking has begun and not ended"
+
+
+def test_status_of_a_tree_that_no_archive_is_known_of(altered, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REPROLIB_MIRROR", raising=False)
+    altered(edit(files=[{"name": "a.csv", "url": "https://a.example/a.csv"}], root_files=["images", "a.csv"]))
+    assert status("clasp-99").where == "must be obtained by hand"
+
+
 @pytest.fixture
 def altered(tmp_path, monkeypatch):
     """Write an altered copy of a manifest, and make it the only one."""
@@ -82,6 +122,10 @@ def edit(**changes):
         (edit(kind="feature"), ["field kind", "items", "features"]),
         (edit(name="clasp"), ["field name", "'clasp-99'"]),
         (edit(files=[{"name": "a.npy", "url": None, "sha256": "12", "bytes": 1}]), ["field files.0.sha256"]),
+        (edit(files=[{"name": "a.npy", "url": None, "md5": "0" * 64}]), ["field files.0.md5"]),
+        (edit(files=[{"name": "a.npy", "url": None, "bytes": 0}]), ["field files.0.bytes"]),
+        (edit(root_files=["../a"]), ["field root_files.0", "relative path"]),
+        (edit(options=["a"]), ["field options"]),
         (
             edit(files=[{"name": "../a.npy", "url": None, "sha256": "0" * 64, "bytes": 1}]),
             ["field files.0.name"],

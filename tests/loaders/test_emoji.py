@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pooch
 import pytest
 import yaml
 
@@ -16,6 +15,7 @@ from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import Items, emoji, load_manifest, status
 from reprolib.loaders.files import resolve
 from reprolib.loaders.glyphs import known_duplicates
+from reprolib.loaders.store import file_digest
 from tests.loaders.conftest import Mirror, build_mirror
 
 
@@ -42,7 +42,7 @@ def described(small: Path) -> Path:
     path.write_text(json.dumps(entries), encoding="utf-8")
     description = paths.manifests() / "datasets" / "emoji.yaml"
     stated = yaml.safe_load(description.read_text(encoding="utf-8"))
-    stated["files"][1]["sha256"] = pooch.file_hash(str(path), alg="sha256")
+    stated["files"][1]["sha256"] = file_digest(path)
     description.write_text(yaml.safe_dump(stated), encoding="utf-8")
     return small
 
@@ -133,7 +133,7 @@ def test_files_of_another_format_are_refused_and_never_unpickled(small: Path, da
         emoji.load_emoji("test", small)
     description = paths.manifests() / "datasets" / "emoji.yaml"
     stated = yaml.safe_load(description.read_text(encoding="utf-8"))
-    stated["files"][0]["sha256"] = pooch.file_hash(str(path), alg="sha256")
+    stated["files"][0]["sha256"] = file_digest(path)
     description.write_text(yaml.safe_dump(stated), encoding="utf-8")
     with pytest.raises(InputError, match=r"emoji64\.npz and emoji_text\.json are not of the format"):
         emoji.load_emoji("test", small)

@@ -233,11 +233,9 @@ def test_without_the_optional_captions_rows_have_numbers_and_the_identity_stays(
 
 
 def test_datasets_without_stored_embeddings_say_why():
-    with pytest.raises(InputError) as error:
-        load_features("flickr8k")
-    assert load_manifest("flickr8k").known_issues[0] in str(error.value)
-    with pytest.raises(InputError, match="raw items, which a model has to encode first"):
-        load_features("emoji")
+    for name in ("flickr8k", "emoji"):
+        with pytest.raises(InputError, match="raw items, which a model has to encode first"):
+            load_features(name)
 
 
 # ---------------------------------------------------------------- what is refused

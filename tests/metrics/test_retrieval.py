@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from reprolib.errors import InputError
 from reprolib.metrics import as_scorer, query_values, retrieval_metrics
+from reprolib.metrics.retrieval import at_r
 from reprolib.ranking import rank
 
 torch.set_num_threads(1)
@@ -33,6 +34,7 @@ def test_metrics_are_those_of_ranx(several):
     qrels = {f"q{i}": {f"g{j}": 1 for j in np.flatnonzero(row)} for i, row in enumerate(relevance)}
     run = {f"q{i}": {f"g{j}": float(s) for j, s in enumerate(row)} for i, row in enumerate(scores)}
     names = {"R@1": "hit_rate@1", "R@5": "hit_rate@5", "R@10": "hit_rate@10", "MRR": "mrr", "mAP": "map"}
+    names["R-precision"] = "r-precision"
     wanted = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), list(names.values()), threads=1)
     for ours, theirs in names.items():
         assert metrics[ours] == pytest.approx(wanted[theirs], abs=1e-12)
@@ -83,9 +85,36 @@ def test_by_hand():
         "R@2 pessimistic": 0.5,
         "MRR": 0.5,
         "mAP": 0.5,
+        "mAP@R": 0.125,
+        "R-precision": 0.25,
         "median rank": 2.0,
         "mean rank": 2.0,
     }
+
+
+def at_r_slowly(scores: np.ndarray, relevant: set[int]) -> tuple[float, float]:
+    """mAP@R and R-precision of one query, by their definitions."""
+    order = np.argsort(-scores, kind="stable").tolist()
+    hits = [item in relevant for item in order[: len(relevant)]]
+    precisions = [sum(hits[: place + 1]) / (place + 1) if hit else 0.0 for place, hit in enumerate(hits)]
+    return sum(precisions) / len(relevant), sum(hits) / len(relevant)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 9))
+def test_at_r_is_its_definition_ties_included(seed, n, m):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (n, m)).astype(np.float32)
+    relevance = rng.random((n, m)) < 0.5
+    relevance[np.arange(n), rng.integers(0, m, n)] = True
+    result = rank(as_scorer(np.ones((n, 1)), np.ones((m, 1)), scores), relevance, 0)
+    values = query_values(result)
+    for query in range(n):
+        wanted = at_r_slowly(scores[query], set(np.flatnonzero(relevance[query]).tolist()))
+        assert (values["mAP@R"][query], values["R-precision"][query]) == pytest.approx(wanted, abs=1e-12)
+    deeper = at_r(result, np.full(n, m))
+    np.testing.assert_allclose(deeper["mAP@R"], values["mAP"], atol=1e-12)
+    np.testing.assert_array_equal(deeper["R-precision"], values["R-precision"])
 
 
 def test_a_constant_scorer_scores_chance_and_its_bounds_say_so():

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from reprolib.metrics.statistics import Interval
 from reprolib.study import audit, board, ledger
+from reprolib.study.hubness import STEPS
 from reprolib.study.margins import margins, margins_hash
 from reprolib.study.records import Record
-from reprolib.study.verdicts import Label, verdicts
+from reprolib.study.verdicts import Label, verdict, verdicts
 
 Make = Callable[..., Any]
 
@@ -121,3 +122,103 @@ def test_floors_are_those_of_the_margins() -> None:
     rows = dict(found.rows)
     assert float(rows["R@1, points"]) == pytest.approx(100 * margins().floor("R@1"))
     assert float(rows["skewness"]) == pytest.approx(margins().floor("skewness"))
+
+
+# --- many claims at once ------------------------------------------------------------------------------------
+
+
+def chances(difference: Make, *intervals: tuple[float, float, float], **fields: Any) -> float | None:
+    """The p-value of a claim that text->image recall is higher, from records with these intervals."""
+    select = {"table": "difference", "metric": "R@1 difference", "method": "is"}
+    tested = claim(metric="R@1", status="testable now", reason=None,
+                   test={"study": "hubness", "select": select}, **fields)  # fmt: skip
+    found = [
+        Record.model_validate(difference(value=value, ci_low=low, ci_high=high, dataset=f"set {place}"))
+        for place, (value, low, high) in enumerate(intervals)
+    ]
+    return board.chance(tested, verdict(tested, found, margins()), margins())
+
+
+@given(st.floats(-1, 1), st.floats(1e-6, 0.5), st.floats(1e-6, 0.5))
+def test_a_direction_is_clear_where_its_interval_says_so(value: float, below: float, above: float) -> None:
+    def make(**fields: Any) -> dict[str, Any]:
+        common = {"study": "hubness", "model": None, "direction": None, "table": "difference", "method": "is",
+                  "metric": "R@1 difference"}  # fmt: skip
+        return common | fields
+
+    p = chances(make, (value, value - below, value + above))
+    distance = min(abs(value - below), abs(value + above))
+    if distance > 1e-9:
+        assert (p < 0.05) == (value - below > 0 or value + above < 0)
+    assert 0 <= p <= 1 and chances(make, (-value, -value - above, -value + below)) == pytest.approx(p)
+    assert chances(make, *[(value, value - below, value + above)] * 3) == pytest.approx(min(1, 3 * p))
+
+
+def test_directions_that_were_not_tested_have_no_chance(difference: Make) -> None:
+    assert chances(difference) is None
+    number = {"kind": "value", "claimed": {"value": 37.5, "decimals": 1, "unit": "percent"}}
+    assert chances(difference, (0.3, 0.2, 0.4), **number) is None
+    assert chances(difference, (0.0, 0.0, 0.0)) == 1 and chances(difference, (0.1, 0.1, 0.1)) == 0
+    # 1.96 standard errors from 0, by a table of the normal distribution
+    assert chances(difference, (0.196, 0.0, 0.392)) == pytest.approx(0.05, abs=1e-3)
+
+
+def test_the_board_tells_what_stays_when_all_are_tested_at_once(difference: Make) -> None:
+    half = {"value": 0.03, "ci_low": 0.0005, "ci_high": 0.0595}  # clear at 5 %, and barely
+    open_ = {"value": 0.03, "ci_low": -0.1, "ci_high": 0.16}
+    found = [difference(method=name, **half) for name in ("is", "nnn")]
+    found += [difference(method=name, **open_) for name in ("dual-is", "dual-dis", "invgc", "invgc-localadj", "csls")]
+    page = board.board([result(found)])
+    rows = [*page.decided, *(row for rows in page.untested.values() for row in rows)]
+    tested = [row for row in rows if row.q is not None]
+    assert page.directions == (len(tested), sum(row.verdict.label == "transfers" for row in tested), 0)
+    assert page.directions[1] >= 2 and all(row.q > 0.05 for row in tested)
+    clear = board.board([result([difference(method="is", value=0.1, ci_low=0.08, ci_high=0.12)])])
+    assert clear.directions[1] == clear.directions[2] >= 1
+
+
+# --- the question -------------------------------------------------------------------------------------------
+
+
+def question(difference: Make, *last: float, beta: Any = 1.0, **fields: Any) -> list[dict[str, Any]]:
+    """The records of the hubness study's question; ``last`` is the interval of what the gallery bank adds."""
+    rows = []
+    for one, other in STEPS:
+        low, value, high = last if (one, other) == ("DualIS, tuned", "IS, tuned") else (0.01, 0.02, 0.03)
+        about = {"table": "question", "metric": f"R@1 difference: {one} - {other}", "method": "dual-is"}
+        numbers = {"value": value, "ci_low": low, "ci_high": high, "parameters": {"gallery_beta": beta}}
+        rows.append(difference(**about | numbers | fields))
+    return rows
+
+
+ANSWERS = [
+    ((0.01, 0.02, 0.03), 1.0, "yes", "beyond the temperature"),
+    ((-0.03, -0.02, -0.01), 1.0, "no", "costs recall"),
+    ((-0.003, 0.0, 0.003), 1.0, "no", "noise floor of 0.4 points"),
+    ((-0.03, 0.0, 0.03), 1.0, "open", "a gain and a loss"),
+    ((0.0, 0.0, 0.0), 0.0, "no", "switches the gallery bank off"),
+    ((0.01, 0.02, 0.03), [0.0, 0.0], "no", "switches the gallery bank off"),
+    ((0.01, 0.02, 0.03), [0.0, 1.0], "yes", "beyond the temperature"),
+]
+
+
+@pytest.mark.parametrize(("interval", "beta", "said", "why"), ANSWERS)
+def test_the_question_is_answered_by_the_gallery_banks_step(
+    difference: Make, interval: tuple[float, ...], beta: Any, said: str, why: str
+) -> None:
+    (answer,) = board.answers([result(question(difference, *interval, beta=beta, direction="image->text"), "run-3")])
+    assert (answer.verdict, answer.link, answer.where) == (said, "run-3", "glyphs, glyph-clip") and why in answer.reason
+    assert answer.direction == "image → text" and len(answer.steps) == len(board.STEP_NAMES) == len(STEPS)
+    assert answer.steps[0] == ("+2.0", "1.0 to 3.0")
+    assert float(answer.steps[2][0].replace("−", "-")) == pytest.approx(100 * interval[1])
+
+
+def test_the_question_is_answered_for_every_search(difference: Make) -> None:
+    asked = [
+        record
+        for dataset in ("glyphs", "coco")
+        for way in ("text->image", "image->text")
+        for record in question(difference, -0.03, 0.0, 0.03, dataset=dataset, direction=way)
+    ]
+    assert len(board.answers([result(asked), result([difference()], "run-2")])) == 4
+    assert board.answers([result(asked[:3])]) == [] == board.answers([result([difference()])])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import scipy.stats
 import torch
 
 from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.loaders import EmbeddingData, Replicate, Split, glyphs
+from reprolib.loaders.readers import Search
 from reprolib.methods.inversion import Inverted
 from reprolib.study import intra_modal_inversion as module
 from reprolib.study import records
@@ -77,11 +80,13 @@ def _builder(monkeypatch: pytest.MonkeyPatch):
     model = SimpleNamespace(
         visual_projection=SimpleNamespace(weight=weights[0]), text_projection=SimpleNamespace(weight=weights[1])
     )
-    monkeypatch.setattr(module, "load_encoder", lambda *_: SimpleNamespace(model=model, identity="toy"))
+    encoder = SimpleNamespace(model=model, identity="toy")
+    monkeypatch.setattr(module, "load_encoder", lambda *_: encoder)
     monkeypatch.setattr(module.inversion, "oti", _stand_in)
     monkeypatch.setattr(module.inversion, "ovi", _stand_in)
 
-    def build(data: EmbeddingData | None = None, raw: bool = True, **parameters: object) -> Study:
+    def build(data: EmbeddingData | None = None, raw: bool = True, encode_texts=None, **parameters: object) -> Study:
+        encoder.encode_texts = encode_texts
         monkeypatch.setattr(module, "load_embeddings", lambda *_, **__: data or _data())
         monkeypatch.setattr(module, "load_manifest", lambda _: SimpleNamespace(kind="items" if raw else "features"))
         return Study(**{**SMALL, **parameters})
@@ -273,7 +278,7 @@ def test_class_names_are_scripts_and_kinds_in_words() -> None:
     assert module._of_classes(part).tolist() == [0, 2]
 
 
-def test_labels_of_a_share_are_those_of_its_own_items() -> None:
+def test_targets_of_a_share_are_those_of_its_own_items() -> None:
     items = glyphs.load_glyphs("test")
     rows, texts = np.arange(900, 960), np.unique(items.relevance[900:960].indices)
     part = Split(
@@ -283,11 +288,157 @@ def test_labels_of_a_share_are_those_of_its_own_items() -> None:
         items.image_ids[rows],
         items.text_ids[texts],
     )
-    named = SimpleNamespace(name="glyphs")
-    found = module._labels(named, "test", part, "image", None, raw=True)
-    assert found["character"].tolist() == [name.split("/")[0] for name in part.image_ids]
-    assert list(found) == ["character", "script and kind"]
-    assert list(module._labels(named, "test", part, "text", None, raw=True)) == ["script and kind"]  # one text each
+    found, labels = module._targets("glyphs", part, "image", items, None)
+    assert list(found) == list(labels) == ["character", "script and kind"]
+    character = np.array([name.split("/")[0] for name in part.image_ids])
+    assert labels["character"].tolist() == character.tolist()
+    target = found["character"]
+    wanted = character[target.queries][:, None] == character[target.gallery]
+    np.testing.assert_array_equal(target.relevance.toarray(), wanted)
+    assert target.gallery.tolist() == list(range(60)) and target.own.tolist() == target.queries.tolist()
+    assert list(module._targets("glyphs", part, "text", items, None)[0]) == ["script and kind"]  # one text each
+
+
+def _published(seed: int) -> Search:
+    """Return a search of 12 of 105 images among the 70 last, three gradings, with junk, and queries out of order."""
+    rng = np.random.default_rng(seed)
+    queries, gallery = rng.permutation(40)[:12], np.arange(35, 105)
+    easy, hard, junk = (rng.random((12, 70)) < share for share in (0.1, 0.05, 0.2))
+    easy[3] = False  # no answer among the easy ones
+    relevance = {"easy": easy, "medium": easy | hard, "hard": hard}
+    dropped = {"easy": junk | hard, "medium": junk, "hard": junk | easy}
+    return Search(
+        queries, gallery, *({k: scipy.sparse.csr_array(v) for k, v in of.items()} for of in (relevance, dropped))
+    )
+
+
+def test_a_published_search_is_searched_as_it_says(make, monkeypatch) -> None:
+    search = _published(0)
+    monkeypatch.setattr(module, "datasets", lambda: ["synthetic"])
+    monkeypatch.setattr(module, "load_items", lambda name, split, mirror: _items(split))
+    monkeypatch.setattr(
+        module, "search_of", lambda name, items, side, mirror: search if items.split == "test" else None
+    )
+    monkeypatch.setattr(module, "groups_of", lambda name, items, mirror: {"item": items.components()})
+    study = make(tasks=["image->image"], n_images=None)
+    assert study.cases == [("image->image", f"item, {kind}") for kind in ("easy", "medium", "hard")]
+    study.tune()  # validation knows no such gradings: its only grouping stands in
+    assert study.parts["image->image", "validation"].target("item, easy").junk is None
+    table, main = study.evaluate(), study.table("main")
+    assert module.TRAPEZOIDS in table
+    split, part = study.data.replicates[0].test, study.parts["image->image", "test"]
+    unit = _unit(split.image).astype(np.float64)
+    for kind in ("easy", "medium", "hard"):
+        case, values, areas = ("image->image", f"item, {kind}"), {}, {}
+        for row, query in enumerate(search.queries):
+            scores = (unit[search.gallery] @ unit[query]).astype(np.float32)
+            drop = search.junk[kind].toarray()[row] | (search.gallery == query)
+            match = search.relevance[kind].toarray()[row] & ~drop
+            if match.any():
+                kept = np.flatnonzero(~drop)
+                found = match[kept][np.argsort(-scores[kept], kind="stable")]
+                places = np.flatnonzero(found)
+                after = (np.arange(len(places)) + 1) / (places + 1)
+                before = np.where(places > 0, np.arange(len(places)) / np.maximum(places, 1), 1)
+                values[query], areas[query] = after.mean(), (after + before).mean() / 2
+        target = part.target(case[1])
+        assert target.queries.tolist() == sorted(values)
+        assert kind != "easy" or search.queries[3] not in values
+        np.testing.assert_allclose(study.measure(case, "none")["mAP"], [values[q] for q in sorted(values)])
+        rows = main[(main["method"] == "none") & main["parameters"].map(lambda p, g=case[1]: p["grouping"] == g)]
+        rows = rows.set_index("metric")
+        assert rows.loc[module.TRAPEZOIDS, "value"] == pytest.approx(np.mean(list(areas.values())))
+        assert rows.loc["mAP", "n"] == len(values)
+        top, junk = study.nearest(case, "none"), target.junk.toarray()
+        assert not any(junk[row, items].any() for row, items in enumerate(top))
+    frame = study.per_query()
+    assert len(frame) == len(study.methods) * sum(len(study._clusters(case)) for case in study.cases)
+    study.compare(), study.question(), study.curve(), study.hubness()
+    assert {row["correct"][0] for _, row in study.neighbours("image->image").iterrows()} <= {True, False}
+
+
+def _items(split: str) -> SimpleNamespace:
+    data = getattr(_data().replicates[0], split)
+    return SimpleNamespace(split=split, image_ids=data.image_ids, text_ids=data.text_ids, components=data.components)
+
+
+def test_a_share_of_a_published_search_keeps_its_own_items() -> None:
+    search, kept = _published(1), np.random.default_rng(0).permutation(105)[:60]
+    place = np.full(105, -1)
+    place[kept] = np.arange(60)
+    found = module._by_protocol(search, place)
+    for kind in ("easy", "hard"):
+        target = found[f"item, {kind}"]
+        queries, gallery = kept[target.queries], kept[target.gallery]
+        assert set(gallery) == set(kept) & set(search.gallery) and (np.diff(target.queries) > 0).all()
+        rows, columns = (
+            pd.Index(of).get_indexer(at) for of, at in ((search.queries, queries), (search.gallery, gallery))
+        )
+        own = queries[:, None] == gallery
+        match, junk = (of[kind].toarray()[rows][:, columns] for of in (search.relevance, search.junk))
+        np.testing.assert_array_equal(target.relevance.toarray(), match | own)  # by the released way of counting
+        np.testing.assert_array_equal(target.junk.toarray(), junk & ~own)
+        assert own.any() == (target.own >= 0).any()
+    one = Search(search.queries, search.gallery, {"image": search.relevance["easy"]}, {})
+    (target,) = module._by_protocol(one, np.arange(105)).values()
+    assert list(module._by_protocol(one, np.arange(105))) == ["image"] and target.junk is None
+
+
+def test_labels_in_another_language_are_searched_with_the_english_ones(make, monkeypatch) -> None:
+    data = replace(_data(), name="emoji")
+    words = np.array([f"word {i}" for i in range(70)])
+    other = np.array([f"ord {i}" for i in range(70)])
+    other[:4], other[10] = words[:4], other[11]  # four that are the same, two that agree
+    embedding = {text: row for row, text in enumerate(other)}
+    there = np.random.default_rng(5).normal(size=(70, WIDTH)).astype(np.float32)
+
+    def items(name, split, mirror):
+        part = getattr(data.replicates[0], split)
+        texts = words[: len(part.text_ids)].tolist()
+        return SimpleNamespace(split=split, image_ids=part.image_ids, text_ids=part.text_ids, texts=texts,
+                               components=part.components)  # fmt: skip
+
+    monkeypatch.setattr(module, "datasets", lambda: ["emoji"])
+    monkeypatch.setattr(module, "load_items", items)
+    monkeypatch.setattr(module, "groups_of", lambda name, items, mirror: {"subgroup": items.components()})
+    monkeypatch.setattr(module, "search_of", lambda *_: None)
+    monkeypatch.setattr(module.emoji, "labels", lambda items, locale, mirror: other[: len(items.texts)])
+    study = make(data, tasks=["text->text"], locales=["xx"], n_texts=None, encode_texts=lambda texts: there[
+        [embedding[text] for text in texts]])  # fmt: skip
+    assert study.cases == [("text->text", "subgroup"), ("text->text", "label in xx")]
+    part = study.parts["text->text", "test"]
+    target = part.target("label in xx")
+    assert target.queries.tolist() == list(range(4, 70)) and (target.own == -1).all()
+    assert len(target.gallery) == 70 and part.ids[target.gallery[5]] == f"{part.ids[5]}@xx"
+    study.tune()
+    unit = _unit(study.data.replicates[0].test.text).astype(np.float64)
+    foreign = _unit(there[[embedding[text] for text in other]]).astype(np.float64)
+    values = [_average_precision((foreign @ unit[q]).astype(np.float32), -1, other == other[q]) for q in range(4, 70)]
+    np.testing.assert_allclose(study.measure(("text->text", "label in xx"), "none")["mAP"], values)
+    clusters = study._clusters(("text->text", "label in xx"))
+    assert clusters.tolist() == part.clusters[4:70].tolist() and len(part.clusters) == 140
+    study.evaluate()
+    assert module.TRAPEZOIDS not in set(study.table("main")["metric"])
+
+
+def test_texts_that_several_images_share_are_classes(make) -> None:
+    def of_classes(n: int, seed: int, prefix: str) -> Split:
+        split = _split(n, seed, prefix)
+        one = np.arange(0, 2 * n, 2)
+        return Split(split.image, split.text[one], np.kron(np.eye(n, dtype=bool), np.ones((3, 1), bool)),
+                     split.image_ids, split.text_ids[one])  # fmt: skip
+
+    parts = Replicate(of_classes(40, 1, "b"), of_classes(30, 2, "v"), of_classes(35, 3, "t"), "official split", "train")
+    data = EmbeddingData("synthetic", "toy", "0" * 64, (parts,), (), "CC0-1.0")
+    study = make(data, tasks=["image->image"])
+    study.tune()
+    rows = study.counterpart()
+    assert set(rows["metric"]) == {"accuracy", "accuracy difference"}
+    part = study.parts["image->image", "test"]
+    scores = _unit(parts.test.image)[part.rows] @ _unit(parts.test.text).T
+    native = rows.loc[rows["method"] == "none", "value"].item()
+    assert native == pytest.approx(np.mean(scores.argmax(1) == part.rows // 3))
+    assert "zero-shot classification" in study.counter_answer()
 
 
 def test_the_gap_is_the_distance_of_the_means(make) -> None:

@@ -164,3 +164,12 @@ def test_what_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert checked["embeddings"] == str(tmp_path / "mine.npz")
     assert checked["model"] == str(tmp_path / "weights")
     assert check({"model": "openai/clip-vit-base-patch32"}) == {"model": "openai/clip-vit-base-patch32"}
+
+
+def test_a_folder_of_images_is_a_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "captions.csv").write_text("image,caption\na.png,a small a\n")
+    assert check({"dataset": str(folder)}) == {"dataset": str(folder)}
+    with pytest.raises(InputError, match="nearest valid: glyphs"):
+        check({"dataset": "glyph"})

@@ -12,6 +12,7 @@ from bs4 import BeautifulSoup
 from reprolib.cli import main
 from reprolib.errors import RunError
 from reprolib.study import audit, ledger, margins, provenance, records, report
+from reprolib.study.hubness import STEPS
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 HOSTILE = (
@@ -161,6 +162,25 @@ def test_a_verdict_leads_to_its_run(run: Path, tmp_path: Path) -> None:
     (line,) = (line for line in rows if "dbnorm-coco-is:" in line.get_text())
     assert line.find(class_="verdict").get_text() == "→ transfers" and line.a["href"] == "#run-1"
     assert "+3.0 points" in line.get_text() and "1.0 to 5.0" in line.get_text()
+
+
+def test_the_question_is_answered_above_the_claims(run: Path, tmp_path: Path) -> None:
+    assert not BeautifulSoup(report.build([run], tmp_path / "none.html").read_text(), "html.parser").find(id="answer")
+    records.save(
+        [
+            row(study="hubness", table="question", metric=f"R@1 difference: {one} - {other}", value=0.002,
+                ci_low=-0.001, ci_high=0.003)
+            for one, other in STEPS
+        ],
+        run,
+    )  # fmt: skip
+    page = BeautifulSoup(report.build([run], tmp_path / "index.html").read_text(), "html.parser")
+    heading = page.find(id="answer")
+    (line,) = heading.find_next("table").tbody.find_all("tr")
+    assert heading.find_next_sibling("h3").get_text() == "Every claim with its verdict"
+    assert "Of 1 searches: yes in 0, no in 1, open in 0." in heading.find_next("p").get_text()
+    assert line.b.get_text() == "no" and "0.2" in line.get_text() and "−0.1 to 0.3" in line.get_text()
+    assert line.a["href"] == "#run-1"
 
 
 def test_intra_modal_results_are_told_by_grouping(run: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ here with a function under ``@reader(...)``, and its test. To add a dataset in a
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,10 @@ from scipy import sparse
 from reprolib.errors import InputError, nearest
 from reprolib.loaders.dataset import Items
 from reprolib.loaders.manifest import Manifest, load_manifest
+from reprolib.loaders.pictures import Picture, PictureFiles
 
 SPLITS = ("train", "validation", "test")
+SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
 Mirror = str | Path | None
 Groups = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -89,8 +92,58 @@ def reader_of(manifest: Manifest) -> Reader:
     return readers()[manifest.reader]
 
 
+def completed(manifest: Manifest) -> Manifest:
+    """Return a manifest that shares the files of another one (``options.dataset``) with those files and options."""
+    if "dataset" not in manifest.options:
+        return manifest
+    source = load_manifest(manifest.options["dataset"])
+    update = {
+        "name": manifest.name,
+        "folder": source.place,
+        "files": [*source.files, *manifest.files],
+        "options": source.options | manifest.options,
+    }
+    return source.model_copy(update=update)
+
+
+def hashed_split(name: str, shares: Mapping[str, float] = SHARES) -> str:
+    """Return the split of an item that its publisher puts in none: by the sha256 of its name, in these shares."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 * sum(shares.values())
+    for split, share in shares.items():
+        place -= share
+        if place < 0:
+            return split
+    return next(reversed(shares))  # only where rounding leaves nothing else
+
+
+def items_of(
+    name: str,
+    split: str,
+    pictures: Mapping[str, str | Path | Picture],
+    texts: Sequence[tuple[str, str, str]],
+) -> Items:
+    """Return items of pictures by image id, and ``texts`` as (text id, image id, text), one image for each text.
+
+    Raises InputError for a split without items, and as ``Items`` does.
+    """
+    if not pictures or not texts:
+        raise InputError(f"{name} has no images with texts in the split {split}; valid is at least one")
+    rows = {image: row for row, image in enumerate(pictures)}
+    relevance = sparse.csr_array(
+        (np.ones(len(texts), dtype=bool), ([rows[image] for _, image, _ in texts], range(len(texts)))),
+        shape=(len(pictures), len(texts)),
+    )
+    text_ids = np.array([text_id for text_id, _, _ in texts])
+    captions = [text for _, _, text in texts]
+    return Items(
+        name, split, PictureFiles(list(pictures.values())), captions, np.array(list(pictures)), text_ids, relevance
+    )
+
+
 def load_items(name: str, split: str, mirror: Mirror = None) -> Items:
     """Return the items of a split ("train", "validation", "test") of the dataset ``name``.
+
+    ``name`` is that of a manifest, or the path of a folder of images (see ``readers.folder``).
 
     Raises InputError for unknown names and for files that are not of the manifest's format, DataUnavailable where
     they are not at hand.
