@@ -1,4 +1,4 @@
-# make reproduce | figures | test | lint | lab | report | lock | glyph-clip | emoji-clip | benchmark | clean
+# make reproduce | figures | test | lint | lab | report | replay | reference | lock | glyph-clip | emoji-clip | benchmark | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export GOMP_SPINCOUNT ?= 20000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce figures report test lint lab lock glyph-clip emoji-clip benchmark install clean
+.PHONY: reproduce figures report replay reference test lint lab lock glyph-clip emoji-clip benchmark install clean
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -32,6 +32,13 @@ reproduce: $(STAMP)
 
 report: $(STAMP)
 	$(BIN)/reprolib report --out report/index.html
+
+# Repeat the runs in reference/ and compare; write them anew after a change that is meant to change results.
+replay: $(STAMP)
+	set -e; for run in reference/*/; do $(BIN)/reprolib replay $$run; done
+
+reference: $(STAMP)
+	$(BIN)/python -m reprolib.study.reference
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -167,6 +167,38 @@ def figures(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep: a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep; default: runs/FILE's name.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Jobs side by side; default: the cores.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="dask://host:port, or slurm.")] = None,
+    mirror: Annotated[
+        Path | None, typer.Option(help="Folder of data files, DATASET/FILE; used before the network.")
+    ] = None,
+) -> None:
+    """Do many runs or grid points side by side: what is finished is kept, and the same command goes on.
+
+    FILE: `study` or `point`, `parameters`, what varies (`grid`, `zip`, `list`), `limits` of a job (seconds, memory).
+    """
+    from reprolib.study import sweep as sweeps
+
+    folder = out or Path("runs") / file.stem
+    try:
+        counts = sweeps.run(file, folder, workers=workers, cluster=cluster, mirror=mirror)
+    except KeyboardInterrupt:
+        print("reprolib: stopped; what is finished is kept, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{_relative(folder)}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    failed = sweeps.failures(folder)
+    if failed:
+        listed = table("not done", "status", "parameters", "reason")
+        for job in failed:
+            listed.add_row(job["status"], escape(job["parameters"]), escape(job["reason"]))
+        show(listed)
+    raise typer.Exit(int(bool(failed)))
+
+
+@app.command()
 def verify(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; default: all under runs/.")] = None,
 ) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from reprolib.cli import main
 from reprolib.errors import InputError, RunError
 from reprolib.study import records, sweep
 from reprolib.study.verify import verify
@@ -97,6 +98,18 @@ def test_five_hundred_jobs_are_done_once_each(write, tmp_path: Path) -> None:
     found = records.load(out)
     assert [(record.parameters["number"], record.value) for record in found] == [(n, n / 1000) for n in range(500)]
     assert not verify(out / "jobs" / found[7].parameters["job"])
+
+
+def test_the_command_tells_what_is_not_done(write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(grid={"kind": ["well", "raising"]})
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 1 and "1 done, 1 failed" in shown.out
+    assert "of no use" in shown.out and "sweep: 2 of 2 jobs (1 done, 1 failed)" in shown.err
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(tmp_path / "none.yaml")])
+    assert stop.value.code == 2 and "there is no file" in capsys.readouterr().err
 
 
 def test_every_way_to_go_wrong_is_told_apart_and_spoils_nothing_else(write, tmp_path: Path) -> None:
