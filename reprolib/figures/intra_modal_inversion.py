@@ -114,7 +114,8 @@ def methods(records: Records, metric: str = "mAP") -> Drawing:
         if "random-token" in here.index:
             left_out.append(f"{interval(here.loc['random-token'])} in {case(direction, grouping)}")
         upper.set(title=_broken(case(direction, grouping)), xlabel=f"{metric} (%)", ylim=(len(chosen) - 0.4, -0.6))
-        lower.set(xlabel=f"Δ{metric} to native (points)", ylim=(len(chosen) - 1.4, -0.6))
+        room = " " if len(cases) <= 3 else "\n"
+        lower.set(xlabel=f"Δ{metric} to native{room}(points)", ylim=(len(chosen) - 1.4, -0.6))
         for ax in (upper, lower):
             ax.tick_params(axis="y", length=0)
             ax.locator_params(axis="x", nbins=5)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from reprolib import paths
 from reprolib.errors import InputError, nearest
-from reprolib.loaders.dataset import EmbeddingData, Items, Replicate, Split, identity_of
+from reprolib.loaders.dataset import EmbeddingData, Items, Replicate, identity_of
 from reprolib.loaders.features import BANK_SOURCES, divide, load_features
+from reprolib.loaders.folds import folds
 from reprolib.loaders.manifest import Manifest, load_manifest
 from reprolib.loaders.pictures import PictureFiles
 from reprolib.loaders.readers import SPLITS, load_items, reader_of
-from reprolib.loaders.store import digest, read_arrays, write_arrays
-from reprolib.models.registry import DTYPE, ModelFiles, find_model
+from reprolib.loaders.store import digest
+from reprolib.models.extract import embed, part, without_bad_images
+from reprolib.models.registry import DTYPE, find_model
 
+__all__ = ["Pictures", "embed", "load_embeddings", "share_of_texts"]
 DEFAULT_MODEL = "glyph-clip"
-_log = logging.getLogger(__name__)
+ON_BAD_IMAGE = ("fatal", "skip")
 
 
 class Pictures(Mapping[str, np.ndarray]):
@@ -58,14 +59,19 @@ def load_embeddings(
     seed: int = 0,
     device: str = "cpu",
     mirror: str | Path | None = None,
+    dtype: str = DTYPE,
+    on_bad_image: str = "fatal",
 ) -> EmbeddingData:
     """Return the embeddings of a dataset, divided into bank, validation and test.
 
-    A dataset of raw items (``glyphs``, ``emoji``) is encoded with ``model`` (default: that of its manifest) and keeps
-    the split of its manifest; its bank is a seeded ``bank_share`` of the texts of train with all their images.
-    ``bank_source`` "validation" uses a random half of the validation split as bank and leaves the other to
-    tune on; "transductive" uses the test split itself. A dataset of stored features, and a file of one's own
-    (``embeddings``, which wins over ``dataset``), is divided by ``reprolib.loaders.load_features``.
+    A dataset of raw items (``glyphs``, ``emoji``, or the path of a folder of images with their captions) is encoded
+    with ``model`` (default: that of its manifest) and keeps the split of its manifest; its bank is a seeded
+    ``bank_share`` of the texts of train with all their images. ``bank_source`` "validation" uses a random half of the
+    validation split as bank and leaves the other to tune on; "transductive" uses the test split itself. Where the
+    manifest asks for ``folds``, each fold of the test split is a replicate. ``dtype`` is what the model computes in
+    (float32, float16, bfloat16). An image that cannot be decoded is "fatal", or left out by "skip" and listed in
+    ``notes``. A dataset of stored features, and a file of one's own (``embeddings``, which wins over ``dataset``), is
+    divided by ``reprolib.loaders.load_features``.
 
     Raises InputError for parameters, names and files that are not valid, DataUnavailable where data or
     weights are not at hand.
@@ -74,7 +80,15 @@ def load_embeddings(
         manifest = load_manifest(dataset)
         if manifest.kind == "items":
             return _encoded(
-                manifest, model or manifest.model or DEFAULT_MODEL, bank_share, bank_source, seed, device, mirror
+                manifest,
+                model or manifest.model or DEFAULT_MODEL,
+                bank_share,
+                bank_source,
+                seed,
+                device,
+                mirror,
+                dtype,
+                on_bad_image,
             )
         if model is not None and model != manifest.model:
             raise InputError(f"the dataset {dataset} holds stored features of {manifest.model}: leave out the model")
@@ -97,8 +111,12 @@ def _encoded(
     seed: int,
     device: str,
     mirror: str | Path | None,
+    dtype: str,
+    on_bad_image: str,
 ) -> EmbeddingData:
     reader_of(manifest)
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise nearest(on_bad_image, ON_BAD_IMAGE, "value of on_bad_image")
     if bank_source not in BANK_SOURCES:
         raise nearest(bank_source, BANK_SOURCES, "bank source")
     if not 0 < bank_share <= 1:
@@ -109,8 +127,13 @@ def _encoded(
         raise InputError(f"seed {seed} is not valid: seeds count from 0 upwards")
     files = find_model(model)
     parts = {split: load_items(manifest.name, split, mirror) for split in SPLITS}
-    validation = embed(parts["validation"], files, device)
-    test = embed(parts["test"], files, device)
+    notes = list(manifest.known_issues)
+    if on_bad_image == "skip":
+        for split, items in parts.items():
+            parts[split], left_out = without_bad_images(items)
+            notes += left_out
+    validation = embed(parts["validation"], files, device, dtype)
+    test = embed(parts["test"], files, device, dtype)
     rng = np.random.default_rng(seed)
     if bank_source == "validation":
         bank, validation = divide(validation, [0.5], rng)
@@ -118,17 +141,21 @@ def _encoded(
     elif bank_source == "transductive":
         bank, source = test, "transductive: the test split itself"
     else:
-        bank = embed(share_of_texts(parts["train"], bank_share, rng), files, device)
+        bank = embed(share_of_texts(parts["train"], bank_share, rng), files, device, dtype)
         source = f"train, {100 * bank_share:g} %"
+    tests = {"official split": test}
+    if "folds" in manifest.options:
+        found = folds(test, manifest.options["folds"])
+        tests = {f"fold {number} of {len(found)}": fold for number, fold in enumerate(found, start=1)}
     captions = {
         str(name): text for part in parts.values() for name, text in zip(part.text_ids, part.texts, strict=True)
     }
     return EmbeddingData(
         manifest.name,
         model,
-        digest(files.identity, DTYPE, identity_of(*parts.values())),
-        (Replicate(bank, validation, test, "official split", source),),
-        tuple(manifest.known_issues),
+        digest(files.identity, dtype, identity_of(*parts.values())),
+        tuple(Replicate(bank, validation, fold, label, source) for label, fold in tests.items()),
+        tuple(notes),
         manifest.licence,
         captions,
         Pictures(*parts.values()),
@@ -139,33 +166,4 @@ def share_of_texts(items: Items, share: float, rng: np.random.Generator) -> Item
     """Return a random ``share`` (at least one) of the texts, in their order, with all the images of each."""
     count = max(1, round(share * len(items.texts)))
     texts = np.sort(rng.permutation(len(items.texts))[:count])
-    images = np.flatnonzero(items.relevance[:, texts].sum(axis=1) > 0)
-    return Items(
-        items.name,
-        items.split,
-        items.images[images],
-        [items.texts[row] for row in texts],
-        items.image_ids[images],
-        items.text_ids[texts],
-        items.relevance[images][:, texts],
-    )
-
-
-def embed(items: Items, model: ModelFiles, device: str = "cpu") -> Split:
-    """Return the embeddings of ``items``, from the cache if it holds them.
-
-    The key is the sha256 over the identity of the model, the dtype, and the content, order and ids of the
-    items; the file is verified on use, and one that is damaged is computed anew, with a notice.
-    """
-    key = digest(model.identity, DTYPE, identity_of(items))
-    path = paths.cache() / "embeddings" / f"{key}.safetensors"
-    arrays = read_arrays(path)
-    if arrays is None:
-        if path.exists():
-            _log.warning("the cached embeddings %s are damaged: they are computed again", path)
-        from reprolib.models.encoder import load_encoder
-
-        encoder = load_encoder(model.name, device)
-        arrays = {"image": encoder.encode_images(items.images), "text": encoder.encode_texts(items.texts)}
-        write_arrays(path, arrays)
-    return Split(arrays["image"], arrays["text"], items.relevance, items.image_ids, items.text_ids)
+    return part(items, np.flatnonzero(items.relevance[:, texts].sum(axis=1) > 0), texts)

@@ -1,15 +1,17 @@
-"""Encode pictures and texts with a CLIP model of the transformers library, our own or a public one."""
+"""Encode pictures (or sounds) and texts with the models of ``reprolib.models.families``, our own or public ones."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reprolib.errors import InputError, RunError
-from reprolib.models.registry import find_model
+from reprolib.errors import InputError, RunError, nearest
+from reprolib.models.families import FAMILIES, Family, family_of, picture
+from reprolib.models.registry import ModelManifest, find_model, load_model_manifest, models
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +20,21 @@ if TYPE_CHECKING:
 # Parameters below which one thread is used: threads wait for each other after every operation, which gains little
 # where operations are small, and costs five times as much on a busy machine.
 SMALL = 10_000_000
+DTYPES = ("float32", "float16", "bfloat16")
+Compute = Callable[[], np.ndarray]
+Keep = Callable[[slice, Compute], np.ndarray]
+_log = logging.getLogger(__name__)
+_picture = picture
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A dual encoder in evaluation mode. ``identity`` is the sha256 over all that decides its embeddings."""
+    """An encoder in evaluation mode. ``identity`` is the sha256 over all that decides its embeddings.
+
+    The weights are float32; with another ``dtype`` the computation is autocast to it. An encoding takes ``batch``
+    items at a time, and halves that where memory does not suffice; results depend on it within the noise of float32
+    (tier C). ``keep``, where given, is called for each batch with its rows and a function that computes it.
+    """
 
     name: str
     identity: str
@@ -30,90 +42,132 @@ class Encoder:
     tokenizer: Any
     processor: Any
     batch: int = 64  # larger ones leave the processor cache
+    family: Family = FAMILIES["clip"]
+    dtype: str = "float32"
 
-    def encode_images(self, images: np.ndarray | Sequence[Image | np.ndarray]) -> np.ndarray:
-        """Return float32 [n, d], not normalised.
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
 
-        ``images`` are PIL images, or arrays uint8 [n, h, w] (grey) or [n, h, w, 3] (RGB). Raises InputError
-        for other arrays.
+    @property
+    def width(self) -> int:
+        """How many columns the embeddings have."""
+        return self.family.width_of(self.model)
+
+    @property
+    def activation(self) -> dict[str, str]:
+        """The activation of each tower ("image", "text"), as the configuration has it: "quick_gelu", "gelu", ..."""
+        return self.family.activation_of(self.model)
+
+    def encode_images(self, images: np.ndarray | Sequence[Image | np.ndarray], keep: Keep | None = None) -> np.ndarray:
+        """Return float32 [n, d], not normalised unless the model itself does it (CLAP).
+
+        ``images`` are PIL images, or arrays uint8 [n, h, w] (grey) or [n, h, w, 3] (RGB); for CLAP they are sounds,
+        floating-point [n, samples] at the model's sampling rate. Raises InputError for other arrays, and from a model
+        without an image tower.
         """
-        return self._batched(images, self._image_batch)
+        return self._batched(images, self.family.images, keep)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def encode_texts(self, texts: Sequence[str], keep: Keep | None = None) -> np.ndarray:
         """Return float32 [n, d], not normalised. Texts longer than the model reads are cut at its end."""
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # similar lengths together: less padding
-        embedded = self._batched([texts[row] for row in order], self._text_batch)
+        embedded = self._batched([texts[row] for row in order], self.family.texts, keep)
         result = np.empty_like(embedded)
         result[order] = embedded
         return result
 
-    def _batched(self, items: Any, encode: Callable[[Any], torch.Tensor]) -> np.ndarray:
+    def _batched(self, items: Any, encode: Callable[[Encoder, Any], torch.Tensor], keep: Keep | None) -> np.ndarray:
         import torch
 
-        parts = [np.empty((0, self.model.config.projection_dim), np.float32)]
+        if self.dtype not in DTYPES:
+            raise nearest(self.dtype, DTYPES, "dtype")
+        size, n = self.batch, len(items)
+
+        def compute(rows: slice) -> np.ndarray:
+            nonlocal size
+            while True:
+                try:
+                    steps = range(rows.start, rows.stop, size)
+                    done = [encode(self, items[step : min(step + size, rows.stop)]).float().cpu() for step in steps]
+                    return torch.cat(done).numpy()
+                except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                    if not _out_of_memory(error):
+                        raise
+                    if size == 1:
+                        raise RunError(f"model {self.name}: {self.device} lacks the memory for a single item") from None
+                size = max(1, min(size, rows.stop - rows.start) // 2)
+                torch.cuda.empty_cache()  # does nothing where no GPU was used
+                _log.warning(
+                    "model %s: %s lacks memory, going on with %d items at a time", self.name, self.device, size
+                )
+
+        parts = [np.empty((0, self.width), np.float32)]
         threads = torch.get_num_threads()
-        if self.model.num_parameters() < SMALL:
+        if sum(weight.numel() for weight in self.model.parameters()) < SMALL:
             torch.set_num_threads(1)
+        mixed = torch.autocast(self.device.type, getattr(torch, self.dtype), enabled=self.dtype != "float32")
         try:
-            with torch.inference_mode():
-                for start in range(0, len(items), self.batch):
-                    parts.append(encode(items[start : start + self.batch]).float().cpu().numpy())
+            with torch.inference_mode(), mixed:
+                for start in range(0, n, self.batch):
+                    rows = slice(start, min(start + self.batch, n))
+                    parts.append(keep(rows, lambda rows=rows: compute(rows)) if keep else compute(rows))
         finally:
             torch.set_num_threads(threads)
         return np.concatenate(parts)
 
-    def _image_batch(self, images: Sequence[Image | np.ndarray]) -> torch.Tensor:
-        pixels = self.processor([_picture(image) for image in images], return_tensors="pt")["pixel_values"]
-        return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
-
-    def _text_batch(self, texts: list[str]) -> torch.Tensor:
-        # attention is causal and the embedding is read at the end-of-text token: padding needs no mask
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
-        return self.model.get_text_features(input_ids=tokens.to(self.model.device)).pooler_output
-
 
 def load_encoder(name: str, device: str = "cpu") -> Encoder:
-    """Load a CLIP model: the name of a manifest, a folder, or a hub id.
+    """Load an encoder: the name of a manifest, a folder, or a hub id.
 
-    Raises InputError for an unknown name and for files that are not those of the manifest, DataUnavailable
-    where the weights are not at hand, RunError where the files are not those of a CLIP model.
+    Raises InputError for an unknown name, for files that are not those of the manifest and for a manifest that the
+    files contradict, DataUnavailable where the weights are not at hand, RunError where the files are not those of an
+    encoder.
     """
     found = find_model(name)
+    family = family_of(found.folder)
     from safetensors import SafetensorError
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
-        local: dict[str, Any] = {"local_files_only": True}
-        model, report = CLIPModel.from_pretrained(
-            found.folder, use_safetensors=True, dtype="float32", output_loading_info=True, **local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(found.folder, **local)
-        # the PIL variant, also where torchvision is installed: the two differ in how they resize
-        processor = AutoImageProcessor.from_pretrained(found.folder, backend="pil", **local)
+        loaded = family.load(found.folder)
+    except (InputError, RunError):
+        raise
+    except ImportError as error:  # transformers asks for sentencepiece, for one, in a paragraph
+        reason = str(error).strip().split(". ")[0]
+        raise RunError(f"model {name} needs a package that is not installed: {reason}") from error
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise RunError(f"model {name}: {found.folder} does not load as a CLIP model: {reason}") from error
-    if report["missing_keys"]:  # the library would fill these in at random
-        first, count = min(report["missing_keys"]), len(report["missing_keys"])
-        raise RunError(f"model {name}: {count} weights are missing from {found.folder}, the first is {first}")
-    limit = model.config.text_config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+        raise RunError(f"model {name}: {found.folder} does not load as {family.architecture}: {reason}") from error
+    if loaded.missing:  # the library would fill these in at random
+        raise RunError(
+            f"model {name}: {len(loaded.missing)} weights are missing from {found.folder}, the first is "
+            f"{loaded.missing[0]}"
+        )
     try:
-        model = model.to(device).eval()
+        model = loaded.model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch built without it raises the latter
         raise InputError(f"device {device} is not available here: {str(error).splitlines()[0]}") from error
-    return Encoder(name, found.identity, model, tokenizer, processor)
+    encoder = Encoder(name, found.identity, model, loaded.tokenizer, loaded.processor, family=family)
+    if name in models():
+        _check(encoder, load_model_manifest(name))
+    return encoder
 
 
-def _picture(image: Image | np.ndarray) -> Image:
-    from PIL import Image
+def _check(encoder: Encoder, manifest: ModelManifest) -> None:
+    """Raise InputError where the files of a model say something else than its manifest."""
+    says: dict[str, tuple[Any, Any]] = {"projection": (manifest.projection, encoder.width)}
+    for tower, activation in (manifest.activation or {}).items():
+        says[f"activation.{tower}"] = (activation, encoder.activation.get(tower))
+    for name, value in manifest.preprocessing.items():
+        says[f"preprocessing.{name}"] = (value, getattr(encoder.processor, name, None))
+    for name, (stated, found) in says.items():
+        if stated is not None and stated != (list(found) if isinstance(found, tuple) else found):
+            raise InputError(f"{manifest.name}.yaml, field {name}: it says {stated}, but the model's files say {found}")
 
-    if not isinstance(image, np.ndarray):
-        return image.convert("RGB")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3):
-        raise InputError(
-            f"an image has dtype {image.dtype} and shape {image.shape}: valid is uint8 [h, w] or [h, w, 3]"
-        )
-    return Image.fromarray(image).convert("RGB")
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a device's or the machine's allocator refusing memory."""
+    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)

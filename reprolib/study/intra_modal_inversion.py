@@ -1,9 +1,10 @@
 """The intra-modal inversion study: is a search within one modality better when its queries cross the gap first?
 
 The protocol, in the order of the notebook: a seeded sample of a split's items queries the whole split, without the
-item itself. Only the query is inverted (an image by OTI, a text by OVI), the gallery stays native; the linear controls
-map both. What can be chosen (the number of steps, the parameters of the controls) is chosen by mAP on the validation
-split and reported once on test. The unit of resampling is an item with its pictures, whatever counts as relevant.
+item itself; or queries, gallery and junk are those of the dataset's own protocol. Only the query is inverted (an image
+by OTI, a text by OVI), the gallery stays native; the linear controls map both. What can be chosen (the number of
+steps, the parameters of the controls) is chosen by mAP on the validation split and reported once on test. The unit of
+resampling is an item with its pictures, whatever counts as relevant.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from tqdm.auto import tqdm
 
 from reprolib import paths, ranking
 from reprolib.errors import InputError
-from reprolib.loaders import EmbeddingData, Replicate, Split, datasets, load_manifest
-from reprolib.loaders.readers import groups_of, load_items
+from reprolib.loaders import Items, Replicate, Split, datasets, emoji, load_manifest
+from reprolib.loaders.readers import Search, groups_of, load_items, search_of
 from reprolib.methods import inversion
 from reprolib.methods.intra_modal import CONTROLS, average, fit_control, isoclip_grid, projections_of
 from reprolib.methods.inversion import Inverted
 from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
-from reprolib.metrics.intra_modal import METRICS, intra_modal_metrics, same_group
+from reprolib.metrics.intra_modal import METRICS, TRAPEZOIDS, answerable, intra_modal_metrics, nearest, same_group
 from reprolib.metrics.statistics import Interval, holm, jackknife
 from reprolib.models import find_model, finetune, load_embeddings
 from reprolib.models.embed import embed
@@ -47,11 +48,41 @@ Case = tuple[str, str]  # task and grouping
 
 
 @dataclass(frozen=True)
+class Target:
+    """What is searched for under one grouping; items are rows of ``Part.gallery``.
+
+    ``queries`` int64 [q] are the items that can be asked for, ascending, and ``gallery`` int64 [g] those that are
+    searched. ``relevance`` and ``junk`` are bool CSR [q, g]: junk is not ranked (None: there is none). A query that is
+    in the gallery is relevant to itself at most on paper: it is dropped before anything is counted.
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    relevance: scipy.sparse.csr_array
+    junk: scipy.sparse.csr_array | None = None
+
+    @property
+    def own(self) -> np.ndarray:
+        """The place of every query in the gallery, int64 [q]; -1 where it is not there."""
+        return pd.Index(self.gallery).get_indexer(self.queries).astype(np.int64)
+
+    def take(self, queries: np.ndarray) -> Target:
+        """Return the target with these of its queries (indices)."""
+        junk = None if self.junk is None else self.junk[queries]
+        return Target(self.queries[queries], self.gallery, self.relevance[queries], junk)
+
+    def answerable(self) -> Target:
+        """Return the target with the queries to which something is relevant."""
+        return self.take(np.flatnonzero(answerable(self.relevance, len(self.gallery), self.own, self.junk)))
+
+
+@dataclass(frozen=True)
 class Part:
     """One split as one task sees it; embeddings are float32 with rows of unit length.
 
-    ``rows`` int64 [n] are the queries' places in ``gallery`` [m, d]; ``others`` [o, d] is the other modality and
-    ``pairs`` bool CSR [n, o] what is relevant there. ``labels`` says, per grouping, which items belong together.
+    ``rows`` int64 [n] are the queries' places in ``gallery`` [m, d], all items of the modality; ``others`` [o, d] is
+    the other modality and ``pairs`` bool CSR [n, o] what is relevant there. ``targets`` says, per grouping, what is
+    searched for; ``labels`` has the labels of all items [m] where a grouping is by labels.
     """
 
     side: str
@@ -59,6 +90,7 @@ class Part:
     gallery: Tensor
     ids: np.ndarray
     clusters: np.ndarray
+    targets: Mapping[str, Target]
     labels: Mapping[str, np.ndarray]
     others: Tensor
     pairs: scipy.sparse.csr_array
@@ -73,25 +105,56 @@ class Part:
         """The cluster of every query, [n]."""
         return self.clusters[self.rows]
 
+    def asked(self, grouping: str) -> np.ndarray:
+        """Return which of the queries ``rows`` have an answer in a grouping, as indices."""
+        return np.flatnonzero(np.isin(self.rows, self._target(grouping).queries))
+
+    def target(self, grouping: str) -> Target:
+        """Return what the queries ``asked`` are searched for."""
+        whole = self._target(grouping)
+        return whole.take(np.searchsorted(whole.queries, self.rows[self.asked(grouping)]))
+
     def relevance(self, grouping: str) -> scipy.sparse.csr_array:
-        """Return which items carry the label of each query, bool CSR [n, m]; the query itself is among them."""
-        labels = self.labels[grouping]
-        return same_group(labels[self.rows], labels)
+        """Return which items are relevant to each query of ``target``, bool CSR; the query itself may be among them."""
+        return self.target(grouping).relevance
+
+    def _target(self, grouping: str) -> Target:
+        """Return the grouping's target; where this split does not know it (a protocol of test alone), the first."""
+        return self.targets.get(grouping) or next(iter(self.targets.values()))
 
 
-def _labels(
-    data: EmbeddingData, name: str, split: Split, side: str, mirror: str | None, *, raw: bool
-) -> dict[str, np.ndarray]:
-    """Return, per grouping, the label of every image or text of a split; items that share one are relevant."""
-    which, items, groups = 0 if side == "image" else 1, None, {"item": split.components()}
-    if raw and data.name in datasets():
-        items = load_items(data.name, name, mirror)
-        groups = groups_of(data.name, items, mirror)
-    labels = {kind: group[which].astype(str) for kind, group in groups.items()}
-    if items is not None:  # the split may be a share of them
-        rows = pd.Index(getattr(items, f"{side}_ids")).get_indexer(getattr(split, f"{side}_ids"))
-        labels = {kind: of[rows] for kind, of in labels.items()}
-    return {kind: of for kind, of in labels.items() if len(np.unique(of)) < len(of)}
+def _by_labels(groups: Mapping[str, np.ndarray]) -> dict[str, Target]:
+    """Return all against all per grouping: items that share a label are relevant. Queries have an answer in each."""
+    shared = {}
+    for kind, of in groups.items():
+        owner, counts = np.unique(of, return_inverse=True, return_counts=True)[1:]
+        if counts.max() > 1:
+            shared[kind] = counts[owner] > 1
+    queries = np.flatnonzero(np.logical_and.reduce(list(shared.values()))) if shared else None
+    return {
+        kind: Target(queries, np.arange(len(groups[kind])), same_group(groups[kind][queries], groups[kind]))
+        for kind in shared
+    }
+
+
+def _by_protocol(search: Search, place: np.ndarray) -> dict[str, Target]:
+    """Return the published search per grouping; ``place`` says where each item is in the split (-1: not there)."""
+    queries, gallery = place[search.queries], place[search.gallery]
+    order = np.argsort(queries)[np.count_nonzero(queries < 0) :]
+    there = np.flatnonzero(gallery >= 0)
+    itself = pd.Index(gallery[there]).get_indexer(queries[order])
+    inside = np.flatnonzero(itself >= 0)
+    pairs = (np.ones(len(inside), dtype=bool), (inside, itself[inside]))
+    own = scipy.sparse.csr_array(pairs, shape=(len(order), len(there)))
+    targets = {}
+    for kind, relevance in search.relevance.items():
+        found = scipy.sparse.csr_array(relevance)[order][:, there] + own
+        junk = search.junk.get(kind)
+        junk = junk if junk is None else scipy.sparse.csr_array(scipy.sparse.csr_array(junk)[order][:, there] > own)
+        grouping = f"item, {kind}" if len(search.relevance) > 1 else kind
+        target = Target(queries[order], gallery[there], found, junk if junk is not None and junk.nnz else None)
+        targets[grouping] = target.answerable()
+    return {kind: target for kind, target in targets.items() if len(target.queries)}
 
 
 @dataclass
@@ -116,6 +179,7 @@ class Study(Protocol):
     tokens: Sequence[int] = (1, 4)
     patches: Sequence[int] = (1,)
     templates: Sequence[str] = (inversion.OTI.template, "{}")
+    locales: Sequence[str] = ("da", "fr")
     taus: Sequence[float] = (0.01, 0.1, 1.0)
     narrow_share: float = 0.25
     n_images: int | None = 128
@@ -133,7 +197,7 @@ class Study(Protocol):
 
     def __post_init__(self) -> None:
         self.controls = [name for name in CONTROLS if name != "none"] if self.controls is None else self.controls
-        for name in ("tasks", "controls", "checkpoints", "tokens", "patches", "templates", "taus"):
+        for name in ("tasks", "controls", "checkpoints", "tokens", "patches", "templates", "locales", "taus"):
             setattr(self, name, list(getattr(self, name)))
         check({entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rows"})
         for name in ("checkpoints", "tokens", "patches", "templates"):
@@ -152,7 +216,7 @@ class Study(Protocol):
             (task, name): self._part(task, name, self.data.replicates[0])
             for task, name in itertools.product(self.tasks, ("validation", "test"))
         }
-        self.cases: list[Case] = [(task, name) for task in self.tasks for name in self.parts[task, "test"].labels]
+        self.cases: list[Case] = [(task, name) for task in self.tasks for name in self.parts[task, "test"].targets]
         self.methods = ["none", *(INVERSIONS if self.encoder else ()), *self.controls]
         self.tuned: dict[tuple[Case, str], dict[str, Any]] = {}
         self._inverted: dict[tuple, Inverted] = {}
@@ -165,22 +229,35 @@ class Study(Protocol):
         split, side = getattr(replicate, name), TASKS[task]
         other = "text" if side == "image" else "image"
         ids, clusters = getattr(split, f"{side}_ids"), clusters_of(split)[0 if side == "image" else 1]
-        labels = _labels(self.data, name, split, side, self.mirror, raw=self.encoder is not None)
-        if not labels:
-            raise InputError(
-                f"{self.data.name}, {task}: no {side} of the {name} split has another one that is relevant to it; this "
-                "search takes groups of items, or several items on one side of a pair"
-            )
-        found = [np.unique(of, return_inverse=True, return_counts=True)[1:] for of in labels.values()]
-        answerable = np.flatnonzero(np.logical_and.reduce([counts[of] > 1 for of, counts in found]))
-        wanted = self.n_images if side == "image" else self.n_texts
-        rows = np.sort(np.random.default_rng(self.seed).permutation(answerable)[:wanted])
-        pairs = split.relevance if side == "image" else scipy.sparse.csr_array(split.relevance.T)
         gallery, others = (
             ranking.as_embeddings(getattr(split, modality), f"{name} {modality}", device=self.device)
             for modality in (side, other)
         )
-        return Part(side, rows, gallery, ids, clusters, labels, others, scipy.sparse.csr_array(pairs[rows]))
+        pairs = split.relevance if side == "image" else scipy.sparse.csr_array(split.relevance.T)
+        raw = self.encoder is not None and self.data.name in datasets()
+        items = load_items(self.data.name, name, self.mirror) if raw else None
+        targets, labels = _targets(self.data.name, split, side, items, self.mirror)
+        if side == "text" and items is not None and self.data.name == "emoji":
+            here = pd.Index(items.text_ids).get_indexer(ids)
+            for locale in self.locales:
+                texts = emoji.labels(items, locale, self.mirror)[here]
+                changed = np.flatnonzero(texts != np.array(items.texts)[here])  # the same text would find itself
+                of = np.arange(len(gallery), len(gallery) + len(texts))
+                targets[f"label in {locale}"] = Target(changed, of, same_group(texts[changed], texts))
+                translated = self.encoder.encode_texts(texts.tolist())
+                gallery = torch.cat([gallery, ranking.as_embeddings(translated, locale, device=self.device)])
+                ids = np.concatenate([ids, [f"{text}@{locale}" for text in ids[: len(here)]]])
+                clusters = np.concatenate([clusters, clusters[: len(here)]])
+        if not any(len(target.queries) for target in targets.values()):
+            raise InputError(
+                f"{self.data.name}, {task}: no {side} of the {name} split has another one that is relevant to it; this "
+                "search takes groups of items, or several items on one side of a pair"
+            )
+        able = np.unique(np.concatenate([target.queries for target in targets.values()]))
+        wanted = self.n_images if side == "image" else self.n_texts
+        rows = np.sort(np.random.default_rng(self.seed).permutation(able)[:wanted])
+        pairs = scipy.sparse.csr_array(pairs[rows])
+        return Part(side, rows, gallery, ids, clusters, targets, labels, others, pairs)
 
     def _steps(self, side: str) -> int:
         """Return the number of steps of the main setting."""
@@ -258,12 +335,13 @@ class Study(Protocol):
         return self._measured[key]
 
     def nearest(self, case: Case, method: str) -> np.ndarray:
-        """Return the ``k`` nearest items of every test query by a tuned method, best first, int64 [n, k]."""
+        """Return the ``k`` nearest of what a test query is searched in, by a tuned method, best first, int64 [n, k]."""
         if (case, method) not in self._nearest:
             part = self.parts[case[0], "test"]
+            target, asked = part.target(case[1]), part.asked(case[1])
             queries, gallery = self.embedded(part, method, self.tuned[case, method])
-            dropped = torch.as_tensor(part.rows, device=gallery.device)
-            self._nearest[case, method] = ranking.topk(Scorer(queries, gallery, exclude=dropped), self.k)
+            scorer = Scorer(queries[asked], gallery[target.gallery])
+            self._nearest[case, method] = nearest(scorer, self.k, self_match=target.own, junk=target.junk)
         return self._nearest[case, method]
 
     # --- the protocol -------------------------------------------------------------------------------------------
@@ -272,12 +350,12 @@ class Study(Protocol):
         """Return the sizes of every task, grouping and split."""
         rows = []
         for (task, grouping), split in itertools.product(self.cases, ("validation", "test")):
-            part = self.parts[task, split]
-            relevant = np.diff(part.relevance(grouping).indptr) - 1
+            target = self.parts[task, split].target(grouping)
+            relevant = np.diff(target.relevance.indptr) - (target.own >= 0)
             rows.append({
-                "task": task, "relevant": f"same {grouping}", "split": split, "queries": len(part.rows),
-                "gallery": len(part.gallery), "groups": len(np.unique(part.labels[grouping])),
-                "relevant items, median": float(np.median(relevant)),
+                "task": task, "relevant": f"same {grouping}", "split": split, "queries": len(target.queries),
+                "gallery": len(target.gallery), "relevant items, median": float(np.median(relevant)),
+                "junk, median": 0.0 if target.junk is None else float(np.median(np.diff(target.junk.indptr))),
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -313,7 +391,7 @@ class Study(Protocol):
     def _record(self, table: str, case: Case, method: str, metric: str, found: Interval, **more: Any) -> None:
         task, grouping = case
         parameters = {"grouping": grouping} | dict(more.pop("parameters", self.tuned.get((case, method), {})))
-        n = more.pop("n", len(self.parts[task, "test"].rows))
+        n = more.pop("n", len(self.parts[task, "test"].asked(grouping)))
         if method in self.controls:
             more["bank"] = self.data.replicates[0].bank_source
         self.record(table, metric, found, n, direction=task, method=method, parameters=parameters, **more)
@@ -323,20 +401,22 @@ class Study(Protocol):
         return next(case for case in self.cases if case[0] == task)
 
     def _clusters(self, case: Case) -> np.ndarray:
-        return self.parts[case[0], "test"].query_clusters
+        part = self.parts[case[0], "test"]
+        return part.query_clusters[part.asked(case[1])]
 
     def evaluate(self) -> pd.DataFrame:
         """Report every tuned method once on the test split, with 95 % intervals; return the main table."""
         for case, method in itertools.product(self.cases, self.methods):
             part, bootstrap = self.parts[case[0], "test"], self.bootstrap(self._clusters(case))
             embedded = self.embedded(part, method, self.tuned[case, method])
-            found = self.measure(case, method) | {
-                RELEASED: _values(part, case[1], *embedded, r_counts_query=True)["mAP@R"]
-            }
+            released = _values(part, case[1], *embedded, r_counts_query=True, trapezoids=True)
+            found = self.measure(case, method) | {RELEASED: released["mAP@R"]}
+            if part.target(case[1]).junk is not None:  # of a protocol that is reported so
+                found[TRAPEZOIDS] = released[TRAPEZOIDS]
             intervals = {name: bootstrap.mean(values) for name, values in found.items()}
             for metric, interval in (intervals | self._hubness(case, method)).items():
                 self._record("main", case, method, metric, interval)
-        return self._shown("main", (*METRICS, RELEASED))
+        return self._shown("main", (*METRICS, RELEASED, TRAPEZOIDS))
 
     def _hubness(self, case: Case, method: str, reference: str | None = None) -> dict[str, Interval]:
         """Return the hubness of the gallery under a method, or its difference to that under a reference.
@@ -344,7 +424,7 @@ class Study(Protocol):
         Only what means something where a query retrieves few of very many items: the mean of N_k is below 1.
         """
         tops = [self.nearest(case, name) for name in (method, reference) if name]
-        size = len(self.parts[case[0], "test"].gallery)
+        size = len(self.parts[case[0], "test"].target(case[1]).gallery)
 
         def statistic(mask: np.ndarray) -> dict[str, float]:
             found = [hubness_of_counts(k_occurrence(top[mask], size)) for top in tops]
@@ -358,7 +438,8 @@ class Study(Protocol):
         rows = rows.assign(relevant=[f"same {p['grouping']}" for p in rows["parameters"]])
         rows = rows[rows["metric"].isin(metrics)]
         keys = ["direction", "relevant", "method"]
-        return rows.pivot_table(index=keys, columns="metric", values="value", sort=False)[list(metrics)]
+        shown = rows.pivot_table(index=keys, columns="metric", values="value", sort=False)
+        return shown[[name for name in metrics if name in shown]]
 
     def hubness(self) -> pd.DataFrame:
         """Return the hubness of the gallery under every method; record what inversion (else a control) changes."""
@@ -491,11 +572,12 @@ class Study(Protocol):
             whole = self.parts[task, "test"]
             chosen = _spread(whole, self.n_curve)
             part = _taken(whole, chosen)
-            bootstrap, text = self.bootstrap(part.query_clusters), part.side == "text"
-            cases = [case for case in self.cases if case[0] == task]
+            text = part.side == "text"
+            cases = [case for case in self.cases if case[0] == task and len(part.asked(case[1]))]
             for case in cases:
                 native = _values(part, case[1], part.queries, part.gallery)["mAP"]
-                self._record("curve", case, "none", "mAP", bootstrap.mean(native), n=len(part.rows))
+                found = self.bootstrap(part.query_clusters[part.asked(case[1])]).mean(native)
+                self._record("curve", case, "none", "mAP", found, n=len(native))
             settings = list(itertools.product(*((self.patches, [None]) if text else (self.tokens, self.templates))))
             for tokens, template in tqdm(settings, desc=f"curve, {task}", leave=False):
                 found = self.inverted(part if (tokens, template) != settings[0] else whole, tokens, template)
@@ -504,8 +586,10 @@ class Study(Protocol):
                 told = {"tokens": tokens} | ({} if text else {"template": template})
                 for step, case in itertools.product(found.steps, cases):
                     precision = _values(part, case[1], self._at(found, step), part.gallery)["mAP"]
-                    for metric, values in (("mAP", precision), ("loss", found.losses[step])):
-                        more = {"parameters": told | {"steps": step}, "n": len(part.rows)}
+                    asked = part.asked(case[1])
+                    bootstrap = self.bootstrap(part.query_clusters[asked])
+                    for metric, values in (("mAP", precision), ("loss", found.losses[step][asked])):
+                        more = {"parameters": told | {"steps": step}, "n": len(values)}
                         self._record("curve", case, "inversion", metric, bootstrap.mean(values), **more)
         return self.table("curve")
 
@@ -539,15 +623,15 @@ class Study(Protocol):
         whole = self._part("image->image", "test", replicate)
         part = _taken(whole, _spread(whole, self.n_narrow))
         inverted = self._at(self.inverted(part, encoder=encoder), self._steps("image"))
-        bootstrap = self.bootstrap(part.query_clusters)
         gap = _gap(replicate.test, self.seed)
-        for case in (case for case in self.cases if case[0] == "image->image"):
-            more = {"parameters": {"temperature": tau}, "n": len(part.rows)}
+        for case in (case for case in self.cases if case[0] == "image->image" and len(part.asked(case[1]))):
+            clusters = part.query_clusters[part.asked(case[1])]
+            more = {"parameters": {"temperature": tau}, "n": len(clusters)}
             self._record("gap", case, "none", "modality gap", gap, **more)
             native, crossed = (_values(part, case[1], q, part.gallery)["mAP"] for q in (part.queries, inverted))
             for method, values in (("none", native), ("inversion", crossed)):
-                self._record("gap", case, method, "mAP", bootstrap.mean(values), **more)
-            interval, p = self.difference(crossed, native, part.query_clusters)
+                self._record("gap", case, method, "mAP", self.bootstrap(clusters).mean(values), **more)
+            interval, p = self.difference(crossed, native, clusters)
             self._record("gap", case, "inversion", "mAP difference", interval, reference="none", p_value=p, **more)
 
     def gap_answer(self) -> str:
@@ -573,14 +657,17 @@ class Study(Protocol):
     def counterpart(self) -> pd.DataFrame:
         """Approach what is natively inter-modal intra-modally: retrieval across modalities, and zero-shot classes.
 
-        The inverted query is searched among the items of the modality it was carried into. Classes are scripts with
-        the kind of their letters and digits ("greek small letter"), where the dataset has them.
+        The inverted query is searched among the items of the modality it was carried into. Where several images share
+        one text each, the texts are classes, and finding the own one is zero-shot classification: its R@1 is called
+        accuracy. For glyphs, classes are scripts with the kind of their letters and digits ("greek small letter").
         """
         for task in self.tasks if self.encoder else ():
             part = self.parts[task, "test"]
             direction = f"{part.side}->{'text' if part.side == 'image' else 'image'}"
-            self._across(task, direction, "R@1", self._found)
-            if part.side == "image" and self.data.name == "glyphs":
+            named = part.side == "image" and self.data.name == "glyphs"
+            classes = part.side == "image" and not named and _one_text_for_several(part)
+            self._across(task, direction, "accuracy" if classes else "R@1", self._found)
+            if named:
                 self._across(task, direction, "accuracy", self._classified, _of_classes)
         tested = [row for row in self.rows if row["table"] == "counterpart" and "p_value" in row]
         for row, corrected in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
@@ -660,14 +747,14 @@ class Study(Protocol):
         nearest = {name: self.nearest(case, name) for name in pair}
         order = np.argsort(precision[method] - precision["none"], kind="stable")
         picked = order[np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int)]
-        labels, rows = part.labels[case[1]], []
+        target, rows = part.target(case[1]), []
         for query, name in itertools.product(picked, pair):
             top = nearest[name][query]
             rows.append({
                 "direction": task, "grouping": case[1], "dataset": self.data.name, "model": self.data.model,
-                "query_id": str(part.ids[part.rows[query]]), "method": name, "AP": float(precision[name][query]),
-                "neighbours": [str(part.ids[item]) for item in top],
-                "correct": [bool(labels[item] == labels[part.rows[query]]) for item in top],
+                "query_id": str(part.ids[target.queries[query]]), "method": name, "AP": float(precision[name][query]),
+                "neighbours": [str(part.ids[target.gallery[item]]) for item in top],
+                "correct": [bool(target.relevance[query, item]) for item in top],
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -677,8 +764,9 @@ class Study(Protocol):
         for case, method in itertools.product(self.cases, self.methods):
             part = self.parts[case[0], "test"]
             parts.append(pd.DataFrame({
-                "direction": case[0], "grouping": case[1], "method": method, "query_id": part.ids[part.rows],
-                "cluster": part.query_clusters, **self.measure(case, method),
+                "direction": case[0], "grouping": case[1], "method": method,
+                "query_id": part.ids[part.target(case[1]).queries], "cluster": self._clusters(case),
+                **self.measure(case, method),
             }))  # fmt: skip
         return pd.concat(parts, ignore_index=True)
 
@@ -686,6 +774,25 @@ class Study(Protocol):
         """Write all artefacts of the study into the run's folder and return it."""
         shown = pd.concat([self.neighbours(task) for task in self.tasks], ignore_index=True)
         return super().save(per_query=self.per_query(), neighbours=shown)
+
+
+def _targets(
+    name: str, split: Split, side: str, items: Items | None, mirror: str | None
+) -> tuple[dict[str, Target], dict[str, np.ndarray]]:
+    """Return what the images or texts of a split are searched for, per grouping, and the labels that groupings are by.
+
+    ``items`` are those that the split, or a share of them, was embedded from; without them there are only components.
+    """
+    which = 0 if side == "image" else 1
+    labels = {"item": split.components()[which].astype(str)}
+    if items is not None:
+        ids, known = (getattr(of, f"{side}_ids") for of in (split, items))
+        search = search_of(name, items, side, mirror)
+        if search is not None:
+            return _by_protocol(search, pd.Index(ids).get_indexer(known)), {}
+        rows = pd.Index(known).get_indexer(ids)
+        labels = {kind: group[which].astype(str)[rows] for kind, group in groups_of(name, items, mirror).items()}
+    return _by_labels(labels), labels
 
 
 def _class_names(part: Part) -> np.ndarray:
@@ -696,6 +803,11 @@ def _class_names(part: Part) -> np.ndarray:
 
 def _of_classes(part: Part) -> np.ndarray:
     return np.flatnonzero(_class_names(part)[part.rows] != "")
+
+
+def _one_text_for_several(part: Part) -> bool:
+    """Return whether every image has one text and some texts have several images, so that texts name classes."""
+    return len(part.others) < len(part.gallery) and bool((np.diff(part.pairs.indptr) == 1).all())
 
 
 def _spread(part: Part, n: int) -> np.ndarray:
@@ -721,9 +833,11 @@ def _gap(split: Split, seed: int) -> Interval:
 
 
 def _values(part: Part, grouping: str, queries: Tensor, gallery: Tensor, **more: Any) -> dict[str, np.ndarray]:
-    """Return the metrics of every query of a part, itself dropped; embeddings are of unit length."""
-    relevance, rest = part.relevance(grouping), {"self_match": part.rows, "normalize": False, "per_query": True}
-    return intra_modal_metrics(queries, gallery, relevance, **rest, **more)[1]
+    """Return the metrics of the queries that a grouping asks; ``queries`` [n, d], ``gallery`` [m, d] are unit rows."""
+    target = part.target(grouping)
+    rest = {"self_match": target.own, "junk": target.junk, "normalize": False, "per_query": True}
+    asked = queries[part.asked(grouping)]
+    return intra_modal_metrics(asked, gallery[target.gallery], target.relevance, **rest, **more)[1]
 
 
 def _of(rows: pd.DataFrame, task: str, grouping: str) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Every figure of the intra-modal inversion study: axes with units, numbers of the data in words, nothing cut off."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,6 +96,18 @@ NUMBERS = {
     "neighbours": ["inverted, all steps: 3 of the 7 nearest are right, AP 30 %"],
     "neighbours, texts": ["native: 2 of the 4 nearest are right, AP 50 %", "$5 and $x_: native"],
 }  # fmt: skip
+
+
+def test_labels_of_five_panels_stand_apart(rows):
+    more = rows[rows["direction"] == "text->text"]
+    for locale in ("da", "fr"):
+        renamed = [at | {"grouping": f"label in {locale}"} for at in more["parameters"]]
+        rows = pd.concat([rows, more.assign(parameters=renamed)])
+    figure = draw.methods(rows).figure
+    figure.draw_without_rendering()
+    for row in range(2):
+        boxes = [ax.xaxis.label.get_window_extent() for ax in figure.axes[5 * row : 5 * row + 5]]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,16 @@ from sklearn.metrics import average_precision_score
 from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.metrics import as_scorer, retrieval_metrics
-from reprolib.metrics.intra_modal import METRICS, answerable, intra_modal_metrics, rank_by_sorting, same_group
+from reprolib.metrics.intra_modal import (
+    METRICS,
+    TRAPEZOIDS,
+    answerable,
+    intra_modal_metrics,
+    nearest,
+    rank_by_sorting,
+    same_group,
+)
+from reprolib.ranking import Scorer
 
 torch.set_num_threads(1)
 
@@ -32,14 +43,23 @@ def nothing(n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ones((n, 1)), np.ones((m, 1))
 
 
-def slow(scores: np.ndarray, relevance: np.ndarray, drop: int | None = None, deeper: bool = False) -> dict[str, float]:
+def slow(scores: np.ndarray, relevance: np.ndarray, drop=(), deeper: bool = False) -> dict[str, float]:
     """Return the metrics of one query by the definitions: leave out, sort stably, walk down the list."""
-    items = [j for j in range(len(scores)) if j != drop]
+    items = [j for j in range(len(scores)) if j not in np.atleast_1d(drop)]
     found = relevance[sorted(items, key=lambda j: (-scores[j], j))]
     r = int(found.sum())
     depth = int(relevance.sum()) if deeper else r
     precisions = [found[: i + 1].mean() if found[i] else 0.0 for i in range(len(found))]
+    curve = [(0.0, 1.0)]  # recall and precision: a step along, then down
+    area = 0.0
+    for i in range(len(found)):
+        if found[i]:
+            before = found[:i].mean() if i else 1.0
+            curve += [(curve[-1][0], before), (found[: i + 1].sum() / r, precisions[i])]
+    for (left, one), (right, other) in pairwise(curve):
+        area += (right - left) * (one + other) / 2
     return {
+        TRAPEZOIDS: area,
         "mAP": sum(precisions) / r,
         "mAP@R": sum(precisions[:depth]) / r,
         "R-precision": found[:r].sum() / r,
@@ -80,6 +100,78 @@ def test_the_self_match_is_dropped_before_anything_is_counted(seed, n, released)
         wanted = slow(scores[row], relevance[row], row, deeper=released)
         for name in METRICS:
             assert values[name][place] == pytest.approx(wanted[name], abs=1e-12)
+
+
+def revisited_map(ranked, positive, junk):
+    """Return AP of one query as revisitop defines it: positives move up past the junk in front of them, then areas.
+
+    ``ranked`` are gallery items, best first. After Radenovic et al., CVPR 2018.
+    """
+    places, passed = [], 0
+    for place, item in enumerate(ranked):
+        passed += item in junk
+        if item in positive:
+            places.append(place - passed)
+    area = 0.0
+    for count, place in enumerate(places):
+        area += (1.0 if place == 0 else count / place) + (count + 1) / (place + 1)
+    return area / 2 / len(positive)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(2, 14), st.booleans(), st.sampled_from([32, 10**6]))
+def test_junk_is_neither_ranked_nor_counted(seed, n, m, with_own, block_bytes):
+    scores, relevance = case(seed, n, m)
+    rng = np.random.default_rng(seed + 1)
+    junk = rng.random((n, m)) < 0.4
+    own = rng.integers(-1, m, n) if with_own else np.full(n, -1)
+    dropped = junk | (own[:, None] == np.arange(m))
+    rows = np.flatnonzero((relevance & ~dropped).any(axis=1))
+    given_junk = scipy.sparse.csr_array(junk)
+    np.testing.assert_array_equal(np.flatnonzero(answerable(relevance, m, own, given_junk)), rows)
+    if not len(rows):
+        return
+    more = {"self_match": own[rows], "junk": given_junk[rows], "trapezoids": True, "per_query": True}
+    means, values = intra_modal_metrics(
+        *nothing(len(rows), m), relevance[rows], scores=scores[rows], block_bytes=block_bytes, **more
+    )
+    assert set(means) == {*METRICS, TRAPEZOIDS}
+    for place, row in enumerate(rows):
+        out = np.flatnonzero(dropped[row])
+        wanted = slow(scores[row], relevance[row], out)
+        for name in wanted:
+            assert values[name][place] == pytest.approx(wanted[name], abs=1e-12), name
+        ranked = sorted(range(m), key=lambda j: (-scores[row, j], j))
+        positive = set(np.flatnonzero(relevance[row] & ~dropped[row]))
+        assert values[TRAPEZOIDS][place] == pytest.approx(revisited_map(ranked, positive, set(out)), abs=1e-12)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(2, 12), st.integers(1, 5))
+def test_the_nearest_are_the_first_that_are_not_dropped(seed, n, m, k):
+    rng = np.random.default_rng(seed)
+    scorer = as_scorer(rng.standard_normal((n, 3)), rng.standard_normal((4, 3))[rng.integers(0, 4, m)])
+    junk, own = rng.random((n, m)) < 0.3, rng.integers(-1, m, n)
+    junk[:, 0] = False
+    own[own == 0] = -1
+    dropped = junk | (own[:, None] == np.arange(m))
+    found = nearest(scorer, k, self_match=own, junk=scipy.sparse.csr_array(junk))
+    scores, width = scorer.scores().numpy(), min(k, m - dropped.sum(axis=1).max())
+    wanted = [[j for j in sorted(range(m), key=lambda j: (-s[j], j)) if not d[j]][:width] for s, d in
+              zip(scores, dropped, strict=True)]  # fmt: skip
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(nearest(scorer, k), ranking.topk(scorer, k))
+    alone = Scorer(scorer.queries, scorer.gallery, exclude=torch.as_tensor(own))
+    if (own >= 0).any():
+        np.testing.assert_array_equal(nearest(scorer, k, self_match=own), ranking.topk(alone, k))
+
+
+def test_trapezoids_between_perfect_and_last():
+    scores = -np.arange(4.0)[None, :]
+    for match, area in (([0, 1], 1.0), ([3], 1 / 8), ([1, 3], ((0 + 1 / 2) / 2 + (1 / 3 + 1 / 2) / 2) / 2)):
+        found = intra_modal_metrics(*nothing(1, 4), [match], scores=scores.astype(np.float32), trapezoids=True)
+        assert found[TRAPEZOIDS] == pytest.approx(area)
+    assert TRAPEZOIDS not in intra_modal_metrics(*nothing(1, 4), [[0]], scores=scores.astype(np.float32))
 
 
 def test_drop_means_the_item_of_the_same_row():
@@ -171,5 +263,9 @@ def test_bad_input_is_named():
     for wrong in (np.array([0, 1]), np.array([0.0, 1.0, 2.0]), np.array([0, 1, 3]), np.array([0, 1, -2])):
         with pytest.raises(InputError, match="one integer for each of 3 queries, from -1"):
             intra_modal_metrics(x, x, everything, self_match=wrong)
+    with pytest.raises(InputError, match=r"junk has shape \(3, 2\), expected \(3, 3\)"):
+        intra_modal_metrics(x, x, everything, junk=scipy.sparse.csr_array(everything[:, :2]))
+    with pytest.raises(InputError, match="query 0 has no relevant gallery item beside itself"):
+        intra_modal_metrics(x, x, everything, junk=scipy.sparse.csr_array(everything))
     with pytest.raises(InputError, match="queries: row 0"):
         intra_modal_metrics(x * np.nan, x, everything)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from reprolib import paths
 from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import emoji, glyphs
 from reprolib.loaders.dataset import Items
+from reprolib.loaders.manifest import load_manifest
+from reprolib.loaders.pictures import PictureFiles
+from reprolib.loaders.store import digest, write_arrays
+from reprolib.models import embed as embed_module
 from reprolib.models import encoder, load_embeddings
 from reprolib.models.embed import embed, share_of_texts
-from reprolib.models.registry import find_model
+from reprolib.models.extract import bad_images, ingredients, part, without_bad_images
+from reprolib.models.registry import ModelFiles, find_model
 from tests.loaders.conftest import build_mirror
 from tests.models.conftest import make_items
+from tests.models.kills import MOMENTS
 
 
 @pytest.fixture
@@ -40,37 +53,153 @@ def test_the_second_time_nothing_is_encoded(items: Items, mini_clip: Path, loads
     assert list(first.image_ids) == list(items.image_ids)
 
 
-def test_every_changed_ingredient_is_a_miss(items: Items, mini_clip: Path, tmp_path: Path, loads: list[str]) -> None:
+def test_every_changed_ingredient_is_a_miss_and_named(
+    items: Items, mini_clip: Path, tmp_path: Path, loads: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(mini_clip, other)
-    (other / "preprocessor_config.json").write_text(
-        (other / "preprocessor_config.json").read_text().replace("0.48145466", "0.5")
-    )
-    reordered = replace(items, image_ids=items.image_ids[::-1])
-    renamed = replace(items, texts=["changed", *items.texts[1:]])
-    redrawn = replace(items, images=items.images ^ 1)
+    config = json.loads((other / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (other / "config.json").write_text(json.dumps(config))
+    tilted = tmp_path / "tilted"
+    shutil.copytree(mini_clip, tilted)
+    preprocessor = (tilted / "preprocessor_config.json").read_text()
+    (tilted / "preprocessor_config.json").write_text(preprocessor.replace("0.48145466", "0.5"))
+    heavier = tmp_path / "heavier"
+    shutil.copytree(mini_clip, heavier)
+    weights = load_file(heavier / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, heavier / "model.safetensors", metadata={"format": "pt"})
     model = find_model(str(mini_clip))
-    variants = [(items, model), (items, find_model(str(other)))]
-    variants += [(changed, model) for changed in (reordered, renamed, redrawn, replace(items, split="test"))]
-    for number, (changed, files) in enumerate(variants, start=1):
-        embed(changed, files)
+    names = items.image_ids.copy()
+    names[0] = "another"
+    variants: list[tuple[Items, ModelFiles, str, str | None]] = [
+        (items, model, "float32", None),
+        (items, find_model(str(heavier)), "float32", "model.safetensors of the model"),
+        (items, find_model(str(tilted)), "float32", "preprocessor_config.json of the model"),
+        (items, find_model(str(other)), "float32", "activation of the model, config.json of the model"),
+        (items, model, "bfloat16", "dtype"),
+        (replace(items, images=items.images ^ 1), model, "float32", "images"),
+        (replace(items, texts=["changed", *items.texts[1:]]), model, "float32", "texts"),
+        (replace(items, image_ids=names), model, "float32", "image ids"),
+    ]
+    for number, (changed, files, dtype, differs) in enumerate(variants, start=1):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "reprolib"):
+            embed(changed, files, dtype=dtype)
         assert len(loads) == number
+        assert (differs is None) == ("differs in" not in caplog.text)
+        assert differs is None or f"differs in: {differs}\n" in caplog.text
+    embed(replace(items, split="test", name="alias"), model)  # a name decides no embedding
+    assert len(loads) == len(variants)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "altered"])
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_permuted_ids_are_an_error(items: Items, mini_clip: Path, loads: list[str], kind: str) -> None:
+    model = find_model(str(mini_clip))
+    embed(items, model)
+    ids = getattr(items, f"{kind}_ids")
+    permuted = replace(items, **{f"{kind}_ids": np.roll(ids, 1)})
+    with pytest.raises(InputError, match=f"toy, train: the {kind} ids stand in another order than in the stored"):
+        embed(permuted, model)
+    # items in another order, each with its own id, are merely other rows
+    rows = np.random.default_rng(0).permutation(len(items.images))
+    moved = embed(part(items, rows, np.arange(len(items.texts))), model)
+    np.testing.assert_allclose(moved.image, embed(items, model).image[rows], atol=1e-5)
+    assert list(moved.image_ids) == list(items.image_ids[rows])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "foreign"])
 def test_a_damaged_file_is_computed_again_with_a_notice(
     items: Items, mini_clip: Path, tmp_path: Path, loads: list[str], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = find_model(str(mini_clip))
-    first = embed(items, model)
-    (path,) = (tmp_path / "cache" / "embeddings").iterdir()
+    first = np.array(embed(items, model).text)
+    (path,) = (tmp_path / "cache" / "embeddings").glob("*.safetensors")
     content = path.read_bytes()
-    path.write_bytes(content[:-9] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 64]))
+    if damage == "foreign":  # whole, but written for another key
+        write_arrays(path, {"image": np.ones((48, 16), np.float32), "text": np.ones((24, 16), np.float32)}, "another")
+    else:
+        path.write_bytes(content[:-9] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 64]))
     with caplog.at_level(logging.WARNING):
         again = embed(items, model)
-    assert len(loads) == 2 and "damaged" in caplog.text
-    np.testing.assert_array_equal(again.text, first.text)
+    assert len(loads) == 2 and f"{path} are damaged" in caplog.text
+    np.testing.assert_array_equal(again.text, first)
     assert path.read_bytes() == content
+
+
+def test_an_entry_says_what_it_is_made_of(items: Items, mini_clip: Path, tmp_path: Path, loads: list[str]) -> None:
+    model = find_model(str(mini_clip))
+    split = embed(items, model)
+    (path,) = (tmp_path / "cache" / "embeddings").glob("*.json")
+    entry = json.loads(path.read_text())
+    assert (entry["model"], entry["dataset"], entry["split"]) == (str(mini_clip), "toy", "train")
+    assert entry["ingredients"] == ingredients(items, model) and digest(entry["ingredients"]) == path.stem
+    assert entry["ingredients"]["dtype"] == "float32"
+    assert entry["ingredients"]["activation of the model"] == "quick_gelu quick_gelu"
+    assert isinstance(split.image.base, np.memmap)  # as it lies in the file, not a copy
+
+
+def test_a_killed_extraction_loses_at_most_one_batch(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.models.kills", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    whole, *resumed = found["alone"]
+    batches = 15
+    assert whole["computed"] == batches and whole["end"] is None
+    for (number, seen), run in zip(MOMENTS, resumed, strict=True):
+        assert run["end"] == -signal.SIGKILL and run["code"] == 0
+        kept = number + (seen == "after")  # files that had appeared when it was killed
+        assert run["left"] == min(kept, batches)
+        assert run["computed"] == (batches - kept if kept <= batches else 0)  # a batch at most is done twice
+        assert run["digest"] == whole["digest"]
+        assert set(run["entries"]) - {".part"} == {".json", ".safetensors"}  # what it was writing may stay
+    assert found["codes"] == [0, 0, 0] and found["entries"] == [".json", ".safetensors"]
+    assert {run["digest"] for run in found["together"]} == {whole["digest"]}
+
+
+@pytest.fixture
+def picture_items(items: Items, tmp_path: Path) -> Items:
+    """Return items whose pictures are files, of which three cannot be decoded; two of them share a text."""
+    (tmp_path / "pictures").mkdir()
+    files = [tmp_path / "pictures" / f"{row}.png" for row in range(len(items.images))]
+    for path, image in zip(files, items.images, strict=True):
+        Image.fromarray(image).save(path)
+    for row in (4, 5, 10):
+        files[row].write_bytes(files[row].read_bytes()[:60])
+    return replace(items, images=PictureFiles(files))
+
+
+def test_bad_images_are_listed_and_fatal(picture_items: Items, mini_clip: Path, loads: list[str]) -> None:
+    with pytest.raises(InputError, match="toy, train: 3 of 48 images cannot be decoded: train image 4 ") as failure:
+        embed(picture_items, find_model(str(mini_clip)))
+    for row in (4, 5, 10):
+        assert f"train image {row} (" in str(failure.value) and f"{row}.png is not a whole picture" in str(
+            failure.value
+        )
+    assert loads == []  # before anything was encoded
+
+
+def test_bad_images_are_left_out_by_choice(picture_items: Items, mini_clip: Path, loads: list[str]) -> None:
+    kept, notes = without_bad_images(picture_items)
+    assert len(kept.images) == 45 and len(kept.texts) == 23 and "train text 2" not in kept.text_ids
+    assert not {"train image 4", "train image 5", "train image 10"} & set(kept.image_ids)
+    (note,) = notes
+    assert note.endswith("left out, with 1 texts that have no other image")
+    split = embed(kept, find_model(str(mini_clip)))
+    assert split.image.shape == (45, 16) and (np.abs(split.image).sum(axis=1) > 0).all()
+    with pytest.raises(InputError, match="nothing is left"):
+        without_bad_images(part(picture_items, np.array([4, 5]), np.array([2])))
+    assert without_bad_images(kept) == (kept, [])
+
+
+def test_bad_images_are_found_once(picture_items: Items, loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = bad_images(picture_items.images)
+    monkeypatch.setattr(PictureFiles, "__getitem__", None)
+    assert bad_images(picture_items.images) == found and set(found) == {4, 5, 10}
 
 
 def test_a_share_of_texts_keeps_all_images_of_each(items: Items) -> None:
@@ -137,9 +266,52 @@ def test_without_a_mirror_emoji_are_not_at_hand(emoji_mirror: Path, mini_clip: P
         load_embeddings("emoji", str(mini_clip))
 
 
-def test_a_dataset_that_is_only_listed_is_not_encoded() -> None:
-    with pytest.raises(InputError, match="flickr8k is listed, but nothing in this package reads its items"):
-        load_embeddings("flickr8k")
+def test_a_dataset_that_is_only_listed_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = load_manifest("emoji").model_copy(update={"name": "listed", "reader": None})
+    monkeypatch.setattr(embed_module, "load_manifest", lambda name: listed)
+    with pytest.raises(InputError, match="listed is listed, but nothing in this package reads its items"):
+        load_embeddings("listed")
+
+
+def test_folds_of_the_test_split_are_replicates(
+    toy_glyphs: None, mini_clip: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = load_manifest("glyphs").model_copy(update={"options": {"folds": 3}})
+    monkeypatch.setattr(embed_module, "load_manifest", lambda name: folded)
+    data = load_embeddings("glyphs", str(mini_clip))
+    assert [replicate.label for replicate in data.replicates] == [f"fold {n} of 3" for n in (1, 2, 3)]
+    assert [len(replicate.test.image) for replicate in data.replicates] == [16, 16, 16]
+    assert len({name for replicate in data.replicates for name in replicate.test.image_ids}) == 48
+    assert all(replicate.bank is data.replicates[0].bank for replicate in data.replicates)
+
+
+@pytest.fixture
+def folder_of_images(tmp_path: Path) -> Path:
+    """Return a folder with a captions.csv: 18 images, of which one of the test split is cut short."""
+    items, folder = make_items(9), tmp_path / "own"
+    folder.mkdir()
+    rows = ["image,caption,split"]
+    for row, image in enumerate(items.images):
+        Image.fromarray(image).save(folder / f"{row}.png")
+        text = items.texts[items.relevance[[row]].indices[0]]
+        rows.append(f"{row}.png,{text} {row},{('train', 'validation', 'test')[row % 3]}")
+    (folder / "captions.csv").write_text("\n".join(rows) + "\n")
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
+    return folder
+
+
+def test_a_folder_of_ones_own_is_a_dataset(folder_of_images: Path, mini_clip: Path, loads: list[str]) -> None:
+    with pytest.raises(InputError, match=r"1 of 6 images cannot be decoded: 5\.png"):
+        load_embeddings(str(folder_of_images), str(mini_clip), bank_share=0.5)
+    data = load_embeddings(str(folder_of_images), str(mini_clip), bank_share=0.5, on_bad_image="skip", dtype="bfloat16")
+    (replicate,) = data.replicates
+    assert list(replicate.test.image_ids) == ["2.png", "8.png", "11.png", "14.png", "17.png"]
+    assert any("5.png" in note and "left out, with 1 texts" in note for note in data.notes)
+    assert data.pictures is not None and "5.png" not in data.pictures
+    exact = load_embeddings(str(folder_of_images), str(mini_clip), bank_share=0.5, on_bad_image="skip")
+    assert exact.identity != data.identity
+    assert not np.array_equal(exact.replicates[0].test.image, replicate.test.image)
+    np.testing.assert_allclose(exact.replicates[0].test.image, replicate.test.image, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +322,7 @@ def test_a_dataset_that_is_only_listed_is_not_encoded() -> None:
         ({"dataset": "glyphs", "bank_source": "trian"}, "unknown bank source 'trian'; nearest valid: train"),
         ({"dataset": "glyphs", "bank_share": 0.0}, "bank_share 0.0 is not valid"),
         ({"dataset": "glyphs", "seed": -1}, "seed -1 is not valid"),
+        ({"dataset": "glyphs", "on_bad_image": "skipp"}, "unknown value of on_bad_image 'skipp'; nearest valid: skip"),
         ({"dataset": "coco-clip-500", "model": "glyph-clip"}, "stored features"),
     ],
 )

@@ -1,4 +1,4 @@
-"""One way to load and to use any CLIP model."""
+"""One way to load and to use any encoder: what holds for all, on a CLIP model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from reprolib import paths
 from reprolib.errors import DataUnavailable, InputError, RunError
 from reprolib.loaders.dataset import Items
-from reprolib.models.encoder import load_encoder
+from reprolib.models.encoder import Encoder, load_encoder
+from reprolib.models.families import Family
 from reprolib.models.registry import find_model
 
 LONG = "latin small letter a " * 9
@@ -96,7 +98,7 @@ def test_truncated_weights_are_one_sentence(mini_clip: Path, tmp_path: Path) -> 
     copy = tmp_path / "copy"
     shutil.copytree(mini_clip, copy)
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(RunError, match="does not load as a CLIP model"):
+    with pytest.raises(RunError, match="does not load as CLIPModel"):
         load_encoder(str(copy))
 
 
@@ -113,3 +115,83 @@ def test_missing_weights_are_not_filled_in_at_random(mini_clip: Path, tmp_path: 
 def test_a_device_that_is_not_there_is_one_sentence(mini_clip: Path) -> None:
     with pytest.raises(InputError, match="device cuda:99 is not available here"):
         load_encoder(str(mini_clip), "cuda:99")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
+        MemoryError(),
+    ],
+    ids=["device", "allocator", "numpy"],
+)
+def test_too_little_memory_halves_the_batch(
+    mini_clip: Path, items: Items, monkeypatch: pytest.MonkeyPatch, refusal: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = load_encoder(str(mini_clip))
+    expected, original, sizes = encoder.encode_images(items.images), Family.images, []
+
+    def limited(family: Family, encoder: Encoder, images: np.ndarray) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 6:
+            raise refusal
+        return original(family, encoder, images)
+
+    monkeypatch.setattr(Family, "images", limited)
+    np.testing.assert_allclose(encoder.encode_images(items.images), expected, atol=1e-5)
+    assert sizes == [48, 24, 12] + [6] * 8  # and it does not try a larger one again
+    assert "going on with 6 items at a time" in caplog.text
+
+
+def test_one_item_that_does_not_fit_is_one_sentence(
+    mini_clip: Path, items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Family, "texts", full)
+    with pytest.raises(RunError, match="cpu lacks the memory for a single item"):
+        load_encoder(str(mini_clip)).encode_texts(items.texts)
+
+
+def test_other_failures_are_not_taken_for_memory(mini_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Family, "texts", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        load_encoder(str(mini_clip)).encode_texts(["a"])
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"activation": {"image": "quick_gelu", "text": "quick_gelu"}, "projection": 16}, None),
+        ({"activation": {"text": "gelu"}}, "field activation.text: it says gelu, but the model's files say quick_gelu"),
+        ({"projection": 512}, "field projection: it says 512, but the model's files say 16"),
+        ({"preprocessing": {"image_mean": [0.48145466, 0.4578275, 0.40821073], "resample": 3}}, None),
+        (
+            {"preprocessing": {"image_mean": [0.5, 0.5, 0.5]}},
+            r"field preprocessing.image_mean: it says \[0.5, 0.5, 0.5\]",
+        ),
+        (
+            {"preprocessing": {"colour": "red"}},
+            "field preprocessing.colour: it says red, but the model's files say None",
+        ),
+    ],
+)
+def test_a_manifest_that_the_files_contradict_is_refused(
+    mini_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: dict[str, object], message: str | None
+) -> None:
+    shutil.copytree(mini_clip, tmp_path / "models" / "mini")
+    manifest = {"name": "mini", "title": "Mini", "source": "project", "licence": "MIT"} | stated
+    (tmp_path / "models" / "mini.yaml").write_text(json.dumps(manifest))
+    monkeypatch.setattr(paths, "manifests", lambda: tmp_path)
+    if message is None:
+        assert load_encoder("mini").width == 16
+    else:
+        with pytest.raises(InputError, match=message):
+            load_encoder("mini")
