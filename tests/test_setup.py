@@ -129,7 +129,8 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_imports_are_declared_and_nothing_unpickles(path: Path) -> None:
     tree = ast.parse(code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8"))
     extras = [text for name, texts in PROJECT["optional-dependencies"].items() if name != "test" for text in texts]
-    declared = {canonicalize_name(Requirement(text).name) for text in [*PROJECT["dependencies"], *extras]} | {"reprolib"}
+    stated = [*PROJECT["dependencies"], *extras, "reprolib"]
+    declared = {canonicalize_name(Requirement(text).name) for text in stated}
     for name in {name.split(".")[0] for name in imports(tree)} - sys.stdlib_module_names - {"None"}:
         assert canonicalize_name(IMPORTED_AS.get(name, name)) in declared, f"{name} is not in pyproject.toml"
     pickling = {"pickle", "_pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib"}

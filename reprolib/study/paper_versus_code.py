@@ -319,14 +319,18 @@ class Study(Protocol):
         self, finding: Finding, metric: str, part: within.Part, grouping: str,
         sides: Mapping[str, Mapping[str, Any]],
     ) -> None:  # fmt: skip
-        """Record searches among images; ``sides`` are arguments of ``intra_modal_metrics``."""
-        relevance, fixed = part.relevance(grouping), {"self_match": part.rows, "normalize": False, "per_query": True}
-        values = {
-            arm: intra_modal_metrics(gallery=part.gallery, relevance=relevance, **fixed, **sides[arm])[1][metric]
-            for arm in ARMS
-        }
-        about = {"replicate": self.data.replicates[0].label, "query_id": part.ids[part.rows]}
-        about["cluster"] = part.query_clusters
+        """Record searches among images; ``sides``: arguments of ``intra_modal_metrics``, queries those of the part."""
+        target, asked = part.target(grouping), part.asked(grouping)
+        fixed = {
+            "gallery": part.gallery[target.gallery], "relevance": target.relevance, "self_match": target.own,
+            "junk": target.junk, "normalize": False, "per_query": True,
+        }  # fmt: skip
+        values = {}
+        for arm in ARMS:
+            queries = sides[arm]["queries"][asked]
+            values[arm] = intra_modal_metrics(**fixed | sides[arm] | {"queries": queries})[1][metric]
+        about = {"replicate": self.data.replicates[0].label, "query_id": part.ids[target.queries]}
+        about["cluster"] = part.query_clusters[asked]
         self._keep_means(finding, metric, values, about, direction="image->image", grouping=grouping)
 
     def _counting(self, finding: Finding) -> None:
