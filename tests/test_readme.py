@@ -9,7 +9,9 @@ import pytest
 import typer
 
 from reprolib import cli
+from reprolib.loaders import datasets
 from reprolib.paths import root
+from reprolib.study import sweep
 from reprolib.study.parameters import find_study
 
 TEXT = (root() / "README.md").read_text(encoding="utf-8")
@@ -30,6 +32,12 @@ def test_every_command_is_one_that_exists(line: str, tmp_path: Path) -> None:
         assert words[1] in targets
         return
     assert words[0] == "reprolib"
+    if words[1] == "data":
+        verb = typer.main.get_command(cli.app).commands["data"].commands[words[2]]  # type: ignore[attr-defined]
+        given = verb.make_context(words[2], words[3:], resilient_parsing=True).params
+        named = given.get("names") or given.get("name") or []
+        assert ({named} if isinstance(named, str) else set(named)) <= set(datasets())
+        return
     if words[1] != "run":
         command = typer.main.get_command(cli.app).commands[words[1]]  # type: ignore[attr-defined]
         made = {line.split("--out ")[1] for line in LINES if "--out " in line}
@@ -47,10 +55,19 @@ def test_every_command_is_one_that_exists(line: str, tmp_path: Path) -> None:
             if value == "path/to/file.npz":
                 value = str(tmp_path / "file.npz")
                 np.savez(value, image=np.eye(2), text=np.eye(2))
+            if value == "path/to/folder":
+                value = str(tmp_path)
+                (tmp_path / "captions.csv").write_text("image,caption\na.png,a letter\n")
             given[name] = value
         elif option != "--parameters":
             assert option in ("--out", "--mirror") and rest.pop(0)
     assert study.resolve(given, texts=True)  # names and values are checked as the command does
+
+
+def test_the_sweep_is_valid(tmp_path: Path) -> None:
+    (text,) = (block for language, block in BLOCKS if language == "yaml")
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert len(sweep.jobs_of(sweep.read(tmp_path / "sweep.yaml"))) == 6
 
 
 def test_every_link_and_picture_is_there() -> None:
@@ -72,7 +89,7 @@ def test_the_encoding_example_makes_a_file_that_loads(tmp_path: Path, monkeypatc
     names = {"images": images, "captions": [f"letter {i}" for i in range(12)]}
     names["pairs"] = np.stack([np.arange(12), np.arange(12)], 1)
     exec(compile(PYTHON[0].replace("openai/clip-vit-base-patch32", "glyph-clip"), "README.md", "exec"), names)
-    assert len(load_features(tmp_path / "coco.npz", n_splits=1).replicates) == 1
+    assert len(load_features(tmp_path / "mine.npz", n_splits=1).replicates) == 1
 
 
 def test_the_speed_numbers_are_those_of_the_benchmark() -> None:

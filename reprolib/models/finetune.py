@@ -116,7 +116,7 @@ def finetune(train: Items, items: Items, model: ModelFiles, tuning: Tuning, devi
 
 def tuned_encoder(train: Items, model: ModelFiles, tuning: Tuning, device: str = "cpu") -> Encoder:
     """Fine-tune a copy of ``model`` on ``train`` as ``finetune`` does, and return it to encode with; raises alike."""
-    encoder = _encoder(model, device)
+    encoder = _clip(model, device)
     tuned = copy.deepcopy(encoder.model)  # the encoder's own weights belong to all
     if tuning.part == "projections":
         layers = {"image": tuned.visual_projection, "text": tuned.text_projection}
@@ -193,7 +193,7 @@ def _towers(items: Items, model: ModelFiles, device: str) -> dict[str, np.ndarra
     """Return what the projections of ``model`` are applied to, for images and texts, and the projections."""
 
     def compute() -> dict[str, np.ndarray]:
-        encoder = _encoder(model, device)
+        encoder = _clip(model, device)
         clip = encoder.model
 
         def image(rows: slice) -> torch.Tensor:
@@ -229,6 +229,16 @@ def _encoder(model: ModelFiles, device: str) -> Encoder:
     from reprolib.models.encoder import load_encoder
 
     return load_encoder(model.name, device)
+
+
+def _clip(model: ModelFiles, device: str) -> Encoder:
+    """Load a model that can be fine-tuned."""
+    from reprolib.models.families import FAMILIES
+
+    encoder = _encoder(model, device)
+    if encoder.family is not FAMILIES["clip"]:
+        raise InputError(f"model {model.name} is no CLIP model: only such are fine-tuned; leave out the temperatures")
+    return encoder
 
 
 def _encoded(encoder: Encoder, items: Items) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from reprolib.models import encoder
 from reprolib.models.embed import Pictures, embed
 from reprolib.models.finetune import PARTS, Tuning, embed_random, finetune, items_of, trained_temperature
 from reprolib.models.registry import ModelFiles, find_model
+from tests.models import checkpoints
 from tests.models.conftest import make_items
 
 TUNING = Tuning(0.1, steps=3, batch=8)
@@ -139,3 +140,10 @@ def test_weights_without_a_temperature_are_named(mini_clip: Path, tmp_path: Path
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(InputError, match="no logit_scale"):
         trained_temperature(str(folder))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_another_family_is_refused(items: Items, tmp_path: Path, part: str) -> None:
+    model = find_model(str(checkpoints.build(tmp_path, ["siglip"])["siglip"]))
+    with pytest.raises(InputError, match="is no CLIP model: only such are fine-tuned"):
+        finetune(items, items, model, Tuning(0.07, part=part))
