@@ -28,6 +28,7 @@ reproduce: $(STAMP)
 	$(BIN)/reprolib run intra-modal-inversion -p dataset glyphs --out runs/intra-modal-inversion-glyphs
 	$(BIN)/reprolib run paper-versus-code -p dataset glyphs --out runs/paper-versus-code-glyphs
 	$(BIN)/reprolib run paper-versus-code -p dataset coco-clip-500 --out runs/paper-versus-code-coco-clip-500 --skip-unavailable
+	$(BIN)/reprolib run training-variance -p dataset glyphs --out runs/training-variance-glyphs
 	$(BIN)/reprolib report --out report/index.html
 
 report: $(STAMP)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from reprolib.errors import InputError, RunError
-from reprolib.figures import hubness, intra_modal_inversion, modality_gap, paper_versus_code
+from reprolib.figures import hubness, intra_modal_inversion, modality_gap, paper_versus_code, training_variance
 from reprolib.figures.style import METADATA, Drawing
 from reprolib.study import provenance, records
 from reprolib.study.verify import verify
@@ -45,6 +45,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "modality-gap": ("main", "gap", "landscape", "landscape difference", "temperature"),
     "intra-modal-inversion": ("main", "difference", "curve"),
     "paper-versus-code": ("audit",),
+    "training-variance": ("effect", "detectable", "noise", "curation"),
 }
 HUBS = "image->text"
 
@@ -95,6 +96,18 @@ def _forest(stored: Artefacts) -> Drawing:
     return paper_versus_code.forest(stored[records.RESULTS])
 
 
+def _effects(stored: Artefacts) -> Drawing:
+    return training_variance.effects(stored[records.RESULTS])
+
+
+def _seeds(stored: Artefacts) -> Drawing:
+    return training_variance.seeds(stored["seeds.parquet"])
+
+
+def _noise(stored: Artefacts) -> Drawing:
+    return training_variance.noise(stored[records.RESULTS])
+
+
 _RESULTS = (records.RESULTS,)
 _GAP = (*_RESULTS, "clouds.parquet", "energy.parquet")
 _CORRECTIONS = (
@@ -109,6 +122,11 @@ _OVERVIEW = (
     "fill-the-gap-optimal-transport", "gr-clip-own-modality-bias",
 )  # fmt: skip
 _INVERSION = ("cross-the-gap-i2i-clip-b32", "cross-the-gap-t2t-clip-b32", "isoclip-i2i-b32", "isoclip-t2t-b32")
+
+_FACTORS = (
+    "where-does-the-improvement-come-from-factors", "where-does-the-improvement-come-from-vse-hard-negative",
+    "irra-headline", "ccrk-recall", "patchct-transport",
+)  # fmt: skip
 
 # By RUN/NAME: the run's folder under runs/, which is also the figure's, and the figure's file name.
 FIGURES: Mapping[str, PaperFigure] = {
@@ -128,6 +146,9 @@ FIGURES: Mapping[str, PaperFigure] = {
         "intra-modal-inversion", _RESULTS, _steps, ("cross-the-gap-early-peak",)
     ),
     "paper-versus-code-glyphs/forest": PaperFigure("paper-versus-code", _RESULTS, _forest),
+    "training-variance-glyphs/effects": PaperFigure("training-variance", _RESULTS, _effects, _FACTORS),
+    "training-variance-glyphs/seeds": PaperFigure("training-variance", ("seeds.parquet",), _seeds, _FACTORS[:1]),
+    "training-variance-glyphs/noise": PaperFigure("training-variance", _RESULTS, _noise, ("pc2-headline",)),
 }
 RUNS = tuple(dict.fromkeys(name.split("/")[0] for name in FIGURES))
 
