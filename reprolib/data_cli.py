@@ -55,6 +55,25 @@ def get(names: Names, mirror: Mirror = None) -> None:
         print(f"{name}: {place or 'ships with the package and its dependencies'}")
 
 
+@app.command("build-emoji")
+def build_emoji(
+    svgmoji: Annotated[Path, typer.Argument(help="A checkout of svgmoji/svgmoji.")],
+    emojibase: Annotated[Path, typer.Argument(help="A checkout of milesj/emojibase.")],
+    out: Annotated[Path, typer.Option(help="Folder of the two files.")] = Path("emoji"),
+) -> None:
+    """Render the dataset emoji from its public sources, and say whether it is what the manifest names."""
+    from reprolib.loaders import load_manifest
+    from reprolib.loaders.emoji_build import build
+    from reprolib.loaders.store import file_digest
+
+    stated = {file.name: file.sha256 for file in load_manifest("emoji").files}
+    for path in build(svgmoji, emojibase, out):
+        digest = file_digest(path)
+        same = digest == stated[path.name]
+        said = "as the manifest names it" if same else f"differs from {stated[path.name]}, which the manifest names"
+        print(f"{path}: sha256 {digest}, {said}")
+
+
 @app.command()
 def verify(
     names: Annotated[

@@ -30,8 +30,9 @@ IMPORTED_AS = {
     "bs4": "beautifulsoup4",
     "PIL": "pillow",
     "open_clip": "open-clip-torch",
+    "resvg_py": "resvg-py",
 }
-LAYERS = ("cli", "data_cli", "study", "figures", "methods", "models", "loaders", "metrics", "ranking")
+LAYERS = ("cli", "data_cli", "explore", "study", "figures", "methods", "models", "loaders", "metrics", "ranking")
 SOURCES = sorted((ROOT / "reprolib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
 import shutil
@@ -121,16 +122,17 @@ def data() -> Iterator[Check]:
     if not datasets():
         yield Check("data", "broken", f"there are no dataset manifests in {paths.manifests() / 'datasets'}")
         return
-    absent = []
+    absent: dict[str, float] = {}  # with its size: the small ones are named first
     for name in datasets():
         try:
             if load_manifest(name).reader and not (found := status(name)).present:
-                absent.append(f"{name} ({found.where})")
+                absent[f"{name} ({found.where})"] = found.size or math.inf
         except ReprolibError as error:
             yield Check("data", "broken", str(error))
             return
     if absent:
-        yield Check("data", "weak", f"not at hand: {_named(absent)}; studies of these fetch them or are skipped")
+        named = _named(sorted(absent, key=absent.get))
+        yield Check("data", "weak", f"not at hand: {named}; studies of these fetch them or are skipped")
     else:
         yield Check("data", "ok", "every dataset that can be read is at hand")
 

@@ -88,7 +88,7 @@ def test_training_lowers_the_loss(items: Items, tmp_path: Path) -> None:
 
 
 def test_the_stored_model_loads_like_any_other(items: Items, tmp_path: Path) -> None:
-    from reprolib.models.embed import Split
+    from reprolib.loaders import Split
 
     model, tokenizer, state = train(items, tmp_path / "run")
     folder = tmp_path / "tiny"
