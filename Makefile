@@ -1,4 +1,4 @@
-# make reproduce | figures | test | lint | lab | report | replay | reference | lock | glyph-clip | emoji-clip | benchmark | clean
+# make reproduce | figures | test | test-browser | lint | lab | report | replay | reference | lock | glyph-clip | emoji-clip | benchmark | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export GOMP_SPINCOUNT ?= 20000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce figures report replay reference test lint lab lock glyph-clip emoji-clip benchmark install clean
+.PHONY: reproduce figures report replay reference test test-browser lint lab lock glyph-clip emoji-clip benchmark install clean
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -42,7 +42,11 @@ reference: $(STAMP)
 	$(BIN)/python -m reprolib.study.reference
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/browser
+
+# JupyterLab in headless Chromium; skipped where there is none.
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest tests/browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -50,7 +54,7 @@ lint: $(STAMP)
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout --verify $(NOTEBOOKS))
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 # Pins are the closure that pip resolves in a fresh environment, without local version labels such as +cpu.
 # torch is held: it is the dependency that moves the results, and its newest release need not have a CPU build.

@@ -1,0 +1,261 @@
+"""What the explorers share: what they can be given, work in the background, and pictures and drawings as HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import shlex
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+from IPython.display import display
+
+from reprolib.errors import InputError, ReprolibError
+from reprolib.figures.style import Drawing
+from reprolib.loaders import datasets
+from reprolib.loaders.manifest import status
+from reprolib.loaders.store import digest
+from reprolib.study.parameters import EMBEDDING_SUFFIXES
+from reprolib.study.records import run_directory
+
+Source = str | Path | tuple[np.ndarray, np.ndarray]
+
+# Colours are those of the page, so that a dark theme stays dark; the frames are those of the figures.
+STYLE = """<style>
+.rx { color: var(--jp-ui-font-color1, inherit); line-height: 1.35 }
+.rx table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.rx th, .rx td { padding: 1px 12px 1px 0; text-align: right; background: none; color: inherit }
+.rx th:first-child { text-align: left; font-weight: normal; white-space: nowrap }
+.rx .words th, .rx .words td { text-align: left; vertical-align: middle }
+.rx img { max-width: 48px; max-height: 48px; padding: 2px; box-sizing: border-box }
+.rx img, .rx .item { border: 1px solid currentColor; vertical-align: middle; margin: 1px }
+.rx .right { border: 3px solid currentColor } .rx .wrong { border: 1px dashed currentColor }
+.rx .item { display: inline-block; padding: 2px 6px; max-width: 22em }
+.rx code { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; color: inherit; background: none }
+.rx svg { max-width: 100%; height: auto } .rx svg text { fill: currentColor; font-size: 11px }
+.rx .error { font-weight: bold }
+</style>"""
+
+
+# --- what an explorer is given, and what says the same in batch -----------------------------------------------
+
+
+def source(data: Source) -> dict[str, str]:
+    """Return ``data`` as parameters of a study: ``dataset``, or ``embeddings`` for a file or a pair of arrays.
+
+    A pair is (image [n, d], text [n, d]), row i with row i; it is written below ``runs/interactive-explore``, so that
+    a command can name it. Raises InputError for anything else.
+    """
+    if isinstance(data, tuple) and len(data) == 2:
+        image, text = map(np.asarray, data)
+        path = run_directory("explore") / f"pairs-{digest(image, text)[:16]}.npz"
+        if not path.exists():
+            np.savez(path, image=image, text=text)
+        return {"embeddings": str(path)}
+    if not isinstance(data, str | Path):
+        raise InputError(f"an explorer takes a dataset's name, a file or (image, text), not a {type(data).__name__}")
+    return {"embeddings" if Path(data).suffix in EMBEDDING_SUFFIXES else "dataset": str(data)}
+
+
+def command(study: str, parameters: Mapping[str, Any]) -> str:
+    """Return the command that runs ``study`` with ``parameters``; those that are None are left to the study."""
+    words = ["reprolib", "run", study]
+    for name, value in parameters.items():
+        if value is not None:
+            listed = f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+            words += ["-p", name, listed]
+    return shlex.join(words)
+
+
+def at_hand(mirror: str | Path | None = None) -> list[str]:
+    """Return the names of the datasets that can be read now."""
+    return [name for name in datasets() if status(name, mirror).present]
+
+
+# --- work -----------------------------------------------------------------------------------------------------
+
+
+class Cancelled(ReprolibError):
+    """Whoever asked for it has stopped it."""
+
+
+class Work:
+    """A thread that does the latest thing asked for; what was asked for in between is passed over.
+
+    ``busy`` is called with True and False as work starts and ends, ``fail`` with the sentence of an error.
+    """
+
+    def __init__(self, busy: Callable[[bool], object], fail: Callable[[str], object]) -> None:
+        self._busy, self._fail = busy, fail
+        self._lock = threading.Lock()
+        self._next: tuple[Callable[[], Any], Callable[[Any], object]] | None = None
+        self._thread: threading.Thread | None = None
+        self.cancelled = threading.Event()  # of the job that runs
+
+    def submit(self, job: Callable[[], Any], show: Callable[[Any], object]) -> None:
+        """Do ``job`` and give its result to ``show``, unless something else is asked for before it starts."""
+        with self._lock:
+            self._next = (job, show)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def cancel(self) -> None:
+        """Drop what waits, and the result of what runs; a job that looks at ``cancelled`` stops at once."""
+        with self._lock:
+            self._next = None
+            self.cancelled.set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when nothing is left to do."""
+        if (thread := self._thread) is not None:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        self._busy(True)
+        while True:
+            with self._lock:
+                if self._next is None:
+                    self._thread = None
+                    self._busy(False)
+                    return
+                (job, show), self._next = self._next, None
+                self.cancelled = stop = threading.Event()
+            try:
+                result = job()
+                if not stop.is_set():
+                    show(result)
+            except ReprolibError as error:
+                self._fail(str(error))
+            except Exception as error:  # a thread has nobody above it: what is not said here is never seen
+                self._fail(f"{type(error).__name__}: {error}")
+
+
+class Explorer(ABC):
+    """Widgets over a view. Displayed, it leaves a figure first, so that a notebook read later shows more than a hole.
+
+    ``box`` holds the widgets; a subclass fills it and says what ``figure`` it leaves.
+    """
+
+    def __init__(self) -> None:
+        self.state = ipywidgets.HTML()
+        self.cancel = ipywidgets.Button(
+            description="Cancel", tooltip="Stop what is being computed", disabled=True, icon="stop"
+        )
+        self.cancel.on_click(lambda _: self.work.cancel())
+        self.work = Work(self._busy, self._fail)
+        self.box = ipywidgets.VBox()
+
+    @abstractmethod
+    def figure(self) -> Drawing:
+        """Return the library's figure of the present state."""
+
+    def _busy(self, busy: bool) -> None:
+        self.cancel.disabled = not busy
+
+    def _fail(self, sentence: str) -> None:
+        self.state.value = page(f"<p class='error' role='alert'>{escape(sentence)}</p>")
+
+    def _say(self, text: str) -> None:
+        """Show the command that gives the present result in batch."""
+        self.state.value = page(f"The same in batch: <code>{escape(text)}</code>")
+
+    def _ipython_display_(self) -> None:
+        display(self.figure())
+        display(self.box)
+
+
+# --- HTML -----------------------------------------------------------------------------------------------------
+
+
+def escape(text: object) -> str:
+    """Return a text as HTML."""
+    return html.escape(str(text))
+
+
+def page(*parts: str) -> str:
+    """Return HTML in the style of the explorers."""
+    return f"{STYLE}<div class='rx'>{''.join(parts)}</div>"
+
+
+def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], kind: str = "") -> str:
+    """Return a table of texts, of numbers or of ``kind`` "words"; the first of each row is its heading."""
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in ("", *columns))
+    body = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, cells in rows
+    )
+    return f"<table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def rows(lines: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Return lines of items, given as HTML, as a table; the first of each line is its heading."""
+    body = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{''.join(items)}</td></tr>" for name, items in lines)
+    return f"<table class='words'>{body}</table>"
+
+
+class Shown:
+    """Items by id as HTML: as their pictures where there are any, else as their captions or ids."""
+
+    def __init__(self, pictures: Mapping[str, np.ndarray] | None, captions: Mapping[str, str]) -> None:
+        self.pictures, self.captions = pictures or {}, captions
+        self._sources: dict[str, str] = {}
+
+    def name(self, item: str) -> str:
+        """Return an item in words."""
+        return " ".join(str(self.captions.get(item, item)).split())
+
+    def __call__(self, item: str, correct: bool | None = None) -> str:
+        """Return an item as HTML; a solid frame is a right answer, a dashed one a wrong one."""
+        kind = {True: "right", False: "wrong", None: ""}[correct]
+        words = self.name(item) + {True: ", right", False: ", wrong", None: ""}[correct]
+        if item not in self.pictures:
+            return f"<span class='item {kind}' title='{escape(words)}'>{escape(self.name(item))}</span>"
+        return f"<img class='{kind}' src='{self._source(item)}' alt='{escape(words)}' title='{escape(words)}'>"
+
+    def named(self, item: str) -> str:
+        """Return an item as HTML with its name, once."""
+        return f"{self(item)} {escape(self.name(item))}" if item in self.pictures else self(item)
+
+    def _source(self, item: str) -> str:
+        if item not in self._sources:
+            from PIL import Image
+
+            picture, buffer = Image.fromarray(self.pictures[item]), io.BytesIO()
+            picture.thumbnail((96, 96))
+            picture.save(buffer, format="png")
+            self._sources[item] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return self._sources[item]
+
+
+# --- drawings that follow a slider: a figure of matplotlib takes half a second, these a millisecond -------------
+
+
+def svg(width: int, height: int, alt: str, *parts: str) -> str:
+    """Return an SVG with its alternative text."""
+    return (
+        f"<svg role='img' aria-label='{escape(alt)}' viewBox='0 0 {width} {height}' width='{width}' height='{height}'>"
+        f"<title>{escape(alt)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def label(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    """Return a text of an SVG."""
+    return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'>{escape(text)}</text>"
+
+
+def path(points: np.ndarray, **style: object) -> str:
+    """Return a line of an SVG through ``points`` [n, 2]."""
+    said = " ".join(f"{name.replace('_', '-')}='{value}'" for name, value in style.items())
+    return f"<polyline fill='none' points='{' '.join(f'{x:.1f},{y:.1f}' for x, y in points)}' {said}/>"
+
+
+def scaled(values: Sequence[float] | np.ndarray, low: float, high: float, start: float, stop: float) -> np.ndarray:
+    """Return ``values`` on a linear scale that takes ``low`` to ``start`` and ``high`` to ``stop``."""
+    return start + (np.asarray(values, dtype=np.float64) - low) / max(high - low, 1e-12) * (stop - start)

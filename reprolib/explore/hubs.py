@@ -1,0 +1,469 @@
+"""The explorer of hubs: a correction, its temperature and its bank, and what becomes of the hubs.
+
+The view is the hubness study, asked for one direction, method and temperature at a time: parameters that are not in
+the state are chosen on validation, as the study chooses them, so the study's numbers are those on the page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from reprolib import ranking
+from reprolib.errors import InputError, nearest
+from reprolib.explore import common
+from reprolib.explore.common import Cancelled, Explorer, Shown, Source, command, escape, page, rows, table
+from reprolib.figures import hubness as draw
+from reprolib.figures.style import BLUE, DIRECTIONS, Drawing, look
+from reprolib.methods import CATALOGUE
+from reprolib.methods.base import TEMPERATURES
+from reprolib.metrics import hubness_of_counts, k_occurrence
+from reprolib.models import models
+from reprolib.ranking import Scorer
+from reprolib.study import hubness
+from reprolib.study.hubness import Measurement, Task
+from reprolib.study.protocol import Side, words
+
+BANK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+METRICS = ("R@1", "skewness", "max k-occurrence", "anti-hub share")
+HUBS, QUERIES, ANSWERS = 10, 12, 8  # shown at a time
+_KEPT = 2**28  # entries of a float32 score matrix that is kept between updates (1 GiB)
+
+
+@dataclass(frozen=True)
+class State:
+    """What the widgets are set to; ``beta`` is an inverse temperature, ``k`` the neighbours that count."""
+
+    direction: str = "text->image"
+    method: str = "is"
+    beta: float = 20.0
+    k: int = 10
+    bank_share: float = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a state comes to. ``metrics`` are by "before" and "after", over all splits of the data.
+
+    ``parameters`` is what the method ran with, one mapping per split; ``counts`` are the k-occurrences [items of all
+    splits]; ``hubs`` is the study's table of the largest hubs with queries that they attract.
+    """
+
+    state: State
+    parameters: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Mapping[str, float]]
+    counts: Mapping[str, np.ndarray]
+    hubs: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Scorer):
+    """A scorer whose float32 products are at hand; what ranks it sees the same scores, within the same bound."""
+
+    products: Tensor | None = None
+
+    def block(self, rows: slice) -> Tensor:
+        scores = self.products[rows].clone()
+        if self.bias is not None:
+            scores -= self.bias[0] if self.state is None else self.bias[self.state[rows]]
+        return self._drop(scores, rows)
+
+
+class _Study(hubness.Study):
+    """The hubness study with a memory: products, and what validation chose."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._every = self.tasks
+        self._chosen_before: dict[tuple, dict[str, Any]] = {}
+        self._products: dict[int, Tensor] = {}
+        self._hits: dict[tuple, np.ndarray] = {}
+        self.stopped: Callable[[], bool] = bool  # nobody stops it
+
+    def ask(self, state: State, stopped: Callable[[], bool] = bool) -> None:
+        """Take on a state: ``tuned`` then holds the parameters of its method, and of none.
+
+        Raises Cancelled as soon as ``stopped`` says so.
+        """
+        self.stopped = stopped
+        task = self._every[state.direction][0]
+        if not 1 <= state.k <= len(task.test.gallery):
+            raise InputError(f"k = {state.k} is not between 1 and the size of the gallery, {len(task.test.gallery)}")
+        self.directions, self.tasks = [state.direction], {state.direction: self._every[state.direction]}
+        self.methods, self.k, self.betas = [state.method], state.k, list(TEMPERATURES)
+        for each in self.tasks[state.direction]:
+            self._warm(each, each.test)
+        self.betas = [state.beta]
+        for method in {"none", state.method}:
+            self.tuned[state.direction, method] = [self._best(each, method) for each in self.tasks[state.direction]]
+
+    def _best(self, task: Task, method: str) -> dict[str, Any]:
+        candidates = self._grid(method, task)
+        if not candidates:
+            raise InputError(f"{method} has no parameters to try at beta = {self.betas[0]:g} with this bank")
+        key = (id(task), method, json.dumps(candidates))
+        if key not in self._chosen_before:
+            best = 0
+            if len(candidates) > 1:
+                recall = []
+                for parameters in candidates:
+                    if self.stopped():
+                        raise Cancelled("Stopped while the parameters were chosen on validation.")
+                    recall.append(task.validation.hits(task.fit(task.validation, method, parameters)).mean())
+                best = int(np.argmax(recall))
+            self._chosen_before[key] = candidates[best]
+        return self._chosen_before[key]
+
+    def scorer(self, task: Task, method: str, parameters: Mapping[str, Any]) -> Scorer:
+        """Return a method's scorer of the test side, with its products where they are worth keeping."""
+        side, found = task.test, task.fit(task.test, method, parameters)
+        same = found.queries is side.queries and found.gallery is side.gallery
+        if not same or found.transform is not None or found.shape[0] * found.shape[1] > _KEPT:
+            return found
+        if id(side) not in self._products:
+            self._products[id(side)] = torch.cat([Scorer.block(_plain(side), rows) for rows in _rows(side)])
+        return _Kept(found.queries, found.gallery, found.bias, found.state, products=self._products[id(side)])
+
+    def measure(
+        self, direction: str, method: str, parameters: Sequence[Mapping[str, Any]] | None = None
+    ) -> Measurement:
+        """Return R@1 and the top-k lists, as the study's own but for the other metrics, which take longer."""
+        parameters = self.tuned[direction, method] if parameters is None else parameters
+        key = (direction, method, json.dumps(parameters))
+        if (*key, self.k) not in self._measured:
+            jobs = zip(self.tasks[direction], parameters, strict=True)
+            scorers = [(task, self.scorer(task, method, chosen)) for task, chosen in jobs]
+            if key not in self._hits:  # which does not depend on k; two passes take less than one that orders
+                self._hits[key] = np.concatenate([task.test.hits(scorer) for task, scorer in scorers])
+            top = [ranking.topk(scorer, self.k, ordered=False) for _, scorer in scorers]
+            self._measured[*key, self.k] = Measurement({"R@1": self._hits[key]}, top)
+        return self._measured[*key, self.k]
+
+
+def _plain(side: Side) -> Scorer:
+    """Return the scorer of a side without a correction."""
+    return Scorer(side.queries, side.gallery)
+
+
+def _rows(side: Side) -> list[slice]:
+    return list(ranking.blocks(len(side.queries), len(side.gallery)))
+
+
+class HubView:
+    """What the explorer of hubs shows, without widgets.
+
+    ``data`` is a dataset's name, a file of embeddings, or (image [n, d], text [n, d]), row i with row i. Raises
+    InputError and DataUnavailable as ``reprolib.study.hubness.Study`` does.
+    """
+
+    def __init__(
+        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self._given = common.source(data) | {"model": model}
+        self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
+        self._studies: dict[float, _Study] = {}
+        self._lock = threading.Lock()  # a study is asked for one state at a time
+
+    def study(self, bank_share: float = State.bank_share) -> _Study:
+        """Return the study with this bank, loaded once."""
+        if bank_share not in self._studies:
+            self._studies[bank_share] = _Study(**self._given, **self._more, bank_share=bank_share, k=1)
+        return self._studies[bank_share]
+
+    def compute(self, state: State, stopped: Callable[[], bool] = bool) -> Result:
+        """Return what ``state`` comes to. Raises InputError for a state that is not valid.
+
+        ``stopped`` is asked while parameters are chosen on validation; once it is true, Cancelled is raised.
+        """
+        if state.method not in CATALOGUE:
+            raise nearest(state.method, CATALOGUE, "method")
+        if state.direction not in hubness.DIRECTIONS:
+            raise nearest(state.direction, hubness.DIRECTIONS, "direction")
+        with self._lock:
+            study = self.study(state.bank_share)
+            study.ask(state, stopped)
+            sides = {"before": "none", "after": state.method}
+            found = {when: study.measure(state.direction, method) for when, method in sides.items()}
+            sizes = [len(task.test.gallery) for task in study.tasks[state.direction]]
+            counts = {
+                when: [k_occurrence(top, size) for top, size in zip(m.topk, sizes, strict=True)]
+                for when, m in found.items()
+            }
+            return Result(
+                state,
+                study.tuned[state.direction, state.method],
+                {when: _metrics(found[when], counts[when]) for when in sides},
+                {when: np.concatenate(counts[when]) for when in sides},
+                study.hubs(state.method, HUBS, QUERIES),
+            )
+
+    def ranking(self, state: State, query: str, number: int = ANSWERS) -> dict[str, list[tuple[str, bool]]]:
+        """Return the ``number`` best items for ``query`` (an id) with whether they are right, by method, best first.
+
+        Of the first split, as the table of hubs; without a correction and with that of ``state``.
+        """
+        with self._lock:
+            study = self.study(state.bank_share)
+            study.ask(state)
+            task = study.tasks[state.direction][0]
+            places = np.flatnonzero(task.test.query_ids == query)
+            if not len(places):
+                raise nearest(query, map(str, task.test.query_ids), "query")
+            row, answers = int(places[0]), {}
+            for method in dict.fromkeys(("none", state.method)):
+                scorer = task.fit(task.test, method, study.tuned[state.direction, method][0])
+                scores = scorer.canonical(slice(row, row + 1))[0]
+                best = torch.sort(scores, descending=True, stable=True).indices[:number].tolist()
+                answers[method] = [(str(task.test.gallery_ids[i]), bool(task.test.relevance[row, i])) for i in best]
+            return answers
+
+    def command(self, state: State) -> str:
+        """Return the command whose main table has the numbers of ``state``."""
+        asked = {
+            "directions": [state.direction], "methods": [state.method], "betas": [f"{state.beta:g}"], "k": state.k,
+            "bank_share": f"{state.bank_share:g}",
+        }  # fmt: skip
+        more = {name: value for name, value in self._more.items() if value not in (None, 0, "cpu")}
+        return command("hubness", self._given | asked | more)
+
+    def shown(self) -> Shown:
+        """Return how items are shown."""
+        data = self.study().data
+        return Shown(data.pictures, data.captions)
+
+    def figure(self, result: Result) -> Drawing:
+        """Return the study's figure of the hubs before and after."""
+        data = self.study(result.state.bank_share).data
+        return draw.hubs(result.hubs, data.pictures, data.captions, result.state.direction, k=result.state.k)
+
+
+def _metrics(found: Measurement, counts: Sequence[np.ndarray]) -> dict[str, float]:
+    each = [hubness_of_counts(n_k) for n_k in counts]
+    return {"R@1": float(found.values["R@1"].mean())} | {
+        name: float(np.mean([e[name] for e in each])) for name in METRICS[1:]
+    }
+
+
+def histogram(result: Result) -> str:
+    """Return the histogram of the k-occurrence before (outlined) and after (filled) as SVG."""
+    edges = [0, 1, 2]
+    while edges[-1] <= max(int(n_k.max()) for n_k in result.counts.values()):
+        edges.append(2 * edges[-1])
+    names = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in itertools.pairwise(edges)]
+    shares = {when: np.histogram(n_k, edges)[0] / len(n_k) for when, n_k in result.counts.items()}
+    step, bar, high = 74, 30, 110
+    top = max(share.max() for share in shares.values())
+    parts = [common.label(0, 12, f"items (%) by N_k, k = {result.state.k}; outlined: before, filled: after", "start")]
+    looks = {"before": "fill='none' stroke='currentColor'", "after": f"fill='{BLUE}' stroke='currentColor'"}
+    for place, name in enumerate(names):
+        for number, (when, share) in enumerate(shares.items()):
+            tall, x = high * share[place] / top, step * place + (bar + 2) * number + 4
+            parts.append(
+                f"<rect x='{x}' y='{high + 32 - tall:.1f}' width='{bar}' height='{tall:.1f}' {looks[when]}/>"
+                + common.label(x + bar / 2, high + 28 - tall, f"{100 * share[place]:.2g}" if share[place] else "0")
+            )
+        parts.append(common.label(step * place + bar + 5, high + 46, name))
+    words = "; ".join(
+        f"{when}: " + ", ".join(f"{100 * s:.1f} % at {name}" for s, name in zip(share, names, strict=True))
+        for when, share in shares.items()
+    )
+    alt = f"Histogram of the {result.state.k}-occurrence N_k over gallery items, {words}."
+    return common.svg(max(step * len(names), 440), high + 52, alt, *parts)
+
+
+def numbers(result: Result) -> str:
+    """Return the metrics before and after as a table."""
+    before, after = (result.metrics[when] for when in ("before", "after"))
+    forms = {"R@1": "{:.2%}", "anti-hub share": "{:.2%}", "skewness": "{:.3f}", "max k-occurrence": "{:,.0f}"}
+    return table(
+        (look("none").label, look(result.state.method).label),
+        [(name, [forms[name].format(one[name]) for one in (before, after)]) for name in METRICS],
+    )
+
+
+class Tile:
+    """An item and the button that chooses it."""
+
+    def __init__(self, choose: Any) -> None:
+        self.item = ""
+        self.face = ipywidgets.HTML()
+        self.button = ipywidgets.Button(layout={"width": "auto", "min_width": "52px"})
+        self.button.on_click(lambda _: choose(self.item))
+        self.box = ipywidgets.VBox([self.face, self.button], layout={"align_items": "center", "margin": "0 2px"})
+
+    def show(self, item: str | None, face: str = "", text: str = "", tooltip: str = "") -> None:
+        """Show an item; None hides the tile."""
+        self.box.layout.display = "none" if item is None else ""
+        if item is not None:
+            self.item, self.face.value = item, page(face) if face else ""
+            self.button.description, self.button.tooltip = text, tooltip
+
+
+class Hubs(Explorer):
+    """The explorer of hubs; see ``hubs``."""
+
+    def __init__(self, view: HubView, data: Source, state: State) -> None:
+        super().__init__()
+        self.view, self._first, self._more = view, view, view._more
+        self.result: Result = view.compute(state)
+        self._shown = view.shown()
+        given = [str(data)] if isinstance(data, str | Path) else ["arrays"]
+        wide = {"style": {"description_width": "initial"}}
+        known = dict.fromkeys([*given, *common.at_hand(view._more["mirror"])])
+        self.dataset = ipywidgets.Dropdown(options=list(known), value=given[0], description="Data set", **wide)
+        chosen = view._given["model"]
+        named = dict.fromkeys([*([chosen] if chosen else []), *models()])
+        own = [("the data set's own", ""), *((name, name) for name in named)]  # None would be shown as nothing
+        self.model = ipywidgets.Dropdown(options=own, value=chosen or "", description="Model", **wide)
+        self.direction = ipywidgets.Dropdown(
+            options=[(text, name) for name, text in DIRECTIONS.items()], value=state.direction, description="Direction",
+            **wide,
+        )  # fmt: skip
+        self.method = ipywidgets.Dropdown(
+            options=[(look(name).label, name) for name in CATALOGUE], value=state.method, description="Method", **wide
+        )
+        self.beta = ipywidgets.SelectionSlider(
+            options=[(f"{beta:g}", beta) for beta in sorted({*TEMPERATURES, state.beta})], value=state.beta,
+            description="Temperature β = 1/τ", **wide,
+        )  # fmt: skip
+        self.k = ipywidgets.IntSlider(value=state.k, min=1, max=50, description="Neighbours k", **wide)
+        self.bank_share = ipywidgets.SelectionSlider(
+            options=[(f"{100 * s:g} %", s) for s in sorted({*BANK_SHARES, state.bank_share})], value=state.bank_share,
+            description="Bank, share of train", **wide,
+        )  # fmt: skip
+        self.numbers, self.histogram, self.chosen = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        self.walls = {when: [Tile(lambda hub, w=when: self.choose(w, hub)) for _ in range(HUBS)] for when in LEGENDS}
+        self.legends = {when: ipywidgets.HTML() for when in LEGENDS}
+        self.hub, self.answers = ipywidgets.HTML(), ipywidgets.HTML()
+        self.queries = [Tile(self.ask) for _ in range(QUERIES)]
+        wrap = {"flex_flow": "row wrap"}
+        walls = [
+            part for when in LEGENDS
+            for part in (self.legends[when], ipywidgets.HBox([t.box for t in self.walls[when]], layout=wrap))
+        ]  # fmt: skip
+        self.box.children = [
+            ipywidgets.HBox([self.dataset, self.model, self.direction], layout=wrap),
+            ipywidgets.HBox([self.method, self.beta, self.k, self.bank_share, self.cancel], layout=wrap),
+            self.state, self.chosen,
+            ipywidgets.HBox([self.numbers, self.histogram], layout=wrap),
+            *walls, self.hub, ipywidgets.HBox([tile.box for tile in self.queries], layout=wrap), self.answers,
+        ]  # fmt: skip
+        for control in (self.direction, self.method, self.beta, self.k, self.bank_share):
+            control.observe(lambda _: self.update(), "value")
+        for control in (self.dataset, self.model):
+            control.observe(lambda _: self.load(), "value")
+        self.show(self.result)
+
+    def load(self) -> None:
+        """Take another data set or model."""
+        data = self.dataset.value if self.dataset.value != "arrays" else None
+        model = self.model.value or None
+
+        def job() -> Result:
+            view = self._first if data is None else HubView(data, model=model, **self._more)
+            result = view.compute(self._state(), self.work.cancelled.is_set)
+            self.view, self._shown = view, view.shown()
+            return result
+
+        self.work.submit(job, self.show)
+
+    def update(self) -> None:
+        """Compute what the widgets are set to, and show it."""
+        state = self._state()
+        self.work.submit(lambda: self.view.compute(state, self.work.cancelled.is_set), self.show)
+
+    def _state(self) -> State:
+        return State(**{name: getattr(self, name).value for name in asdict(State())})
+
+    def show(self, result: Result) -> None:
+        """Show a result."""
+        self.result, state = result, result.state
+        self._say(self.view.command(state))
+        said = " | ".join(dict.fromkeys(words(parameters) for parameters in result.parameters))
+        self.chosen.value = page(f"{escape(look(state.method).label)} runs with {escape(said)}.")
+        self.numbers.value, self.histogram.value = page(numbers(result)), page(histogram(result))
+        for when, tiles in self.walls.items():
+            largest = result.hubs[result.hubs["when"] == when].to_dict("records")
+            self.legends[when].value = page(f"<b>{LEGENDS[when]}</b> ({escape(look(largest[0]['method']).label)})")
+            for place, tile in enumerate(tiles):
+                if place >= len(largest):
+                    tile.show(None)
+                    continue
+                hub, n_k = largest[place]["gallery_id"], f"{largest[place]['n_k']:,}"
+                tooltip = f"Show queries that have {self._shown.name(hub)} in their top {state.k}"
+                if hub in self._shown.pictures:
+                    tile.show(hub, self._shown(hub), n_k, tooltip)
+                else:
+                    tile.show(hub, "", f"{n_k} · {self._shown.name(hub)}", tooltip)
+        self.choose("before", result.hubs["gallery_id"].iloc[0])
+
+    def choose(self, when: str, hub: str) -> None:
+        """Show the queries of a hub."""
+        listed = self.result.hubs
+        row = listed[(listed["when"] == when) & (listed["gallery_id"] == hub)].iloc[0]
+        self.hub.value = page(
+            f"<b>Queries of {self._shown.named(hub)}</b>, which {row['n_k']:,} have in their top "
+            f"{self.result.state.k}, {when} correction. Solid frame or ✓: it is a right answer; dashed or ✗: it is "
+            "not. Press one to see what it finds."
+        )
+        pairs = list(zip(row["query_ids"], row["correct"], strict=True))
+        for place, tile in enumerate(self.queries):
+            if place < len(pairs):
+                query, correct = pairs[place]
+                name = self._shown.name(query)
+                tooltip = f"Show what is found for {name}"
+                if query in self._shown.pictures:
+                    tile.show(query, self._shown(query, correct), "rank", tooltip)
+                else:
+                    tile.show(query, "", f"{'✓' if correct else '✗'} {name}", tooltip)
+            else:
+                tile.show(None)
+        if pairs:
+            self.ask(pairs[0][0])
+
+    def ask(self, query: str) -> None:
+        """Show the ranking of a query without a correction and with it, side by side."""
+        found = self.view.ranking(self.result.state, query)
+        lines = rows(
+            (look(method).label, [self._shown(*answer) for answer in items]) for method, items in found.items()
+        )
+        self.answers.value = page(f"<b>Found for {self._shown.named(query)}</b>{lines}")
+
+    def figure(self) -> Drawing:
+        return self.view.figure(self.result)
+
+
+LEGENDS = {"before": "The largest hubs before", "after": "The largest hubs after"}
+
+
+def hubs(
+    data: Source = "glyphs",
+    *,
+    model: str | None = None,
+    mirror: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **state: Any,
+) -> Hubs:
+    """Return the explorer of hubs, which displays itself in a notebook.
+
+    ``data`` is a dataset's name, a file of embeddings, or (image [n, d], text [n, d]), row i with row i; ``state`` sets
+    the widgets (``direction``, ``method``, ``beta``, ``k``, ``bank_share``). Raises InputError and DataUnavailable as
+    ``reprolib.study.hubness.Study`` does, and InputError for a state that is not valid.
+    """
+    unknown = sorted(set(state) - set(asdict(State())))
+    if unknown:
+        raise nearest(unknown[0], asdict(State()), "part of the state")
+    return Hubs(HubView(data, model=model, mirror=mirror, seed=seed, device=device), data, replace(State(), **state))

@@ -1,0 +1,278 @@
+"""The explorer of modality inversion: one image becomes pseudo-words, and its neighbours change as it does.
+
+The view is the intra-modal inversion study, its sample of test queries and its settings. OTI begins at a start that is
+the query's own and has no schedule, so a run of a few steps is the beginning of a longer one: it is run for 1, 2, 5,
+... steps in turn, which takes about twice as long as the last of them alone and needs nothing but the library's OTI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import torch
+
+from reprolib import ranking
+from reprolib.errors import InputError, nearest
+from reprolib.explore import common
+from reprolib.explore.common import (
+    Cancelled,
+    Explorer,
+    Shown,
+    Source,
+    command,
+    escape,
+    label,
+    page,
+    rows,
+    scaled,
+    table,
+)
+from reprolib.figures import intra_modal_inversion as draw
+from reprolib.figures.style import Drawing
+from reprolib.methods import inversion as methods
+from reprolib.metrics.intra_modal import intra_modal_metrics
+from reprolib.metrics.intra_modal import nearest as neighbours_of
+from reprolib.ranking import Scorer
+from reprolib.study import intra_modal_inversion
+
+TASK = "image->image"
+STAGES = (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000)
+WIDTH, HEIGHT = 420, 200
+
+
+@dataclass(frozen=True)
+class State:
+    """What the widgets are set to: ``query`` is an id of the study's sample (None: the first), ``steps`` of OTI."""
+
+    query: str | None = None
+    steps: int = 150
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A query after ``step`` steps (0 with ``losses`` empty: native). ``losses`` float32 [step + 1] are those so far.
+
+    ``neighbours`` are (id, whether it is relevant), best first; ``precision`` is the average precision.
+    """
+
+    step: int
+    losses: np.ndarray
+    precision: float
+    neighbours: list[tuple[str, bool]]
+
+
+class InversionView:
+    """What the explorer of inversion shows, without widgets.
+
+    ``data`` is the name of a dataset of images and texts: an inversion needs the model, not its features. Raises
+    InputError and DataUnavailable as ``reprolib.study.intra_modal_inversion.Study`` does.
+    """
+
+    def __init__(
+        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self._given = common.source(data) | {"model": model}
+        self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
+        self.study = intra_modal_inversion.Study(**self._given, **self._more, tasks=[TASK])
+        if self.study.encoder is None:
+            raise InputError(f"{self.study.data.name} holds stored features, and an inversion needs the model itself")
+        self.grouping = self.study.cases[0][1]
+        self._part = self.study.parts[TASK, "test"]
+        self._target = self._part.target(self.grouping)
+        self.queries = [str(name) for name in self._part.ids[self._target.queries]]
+
+    def native(self, state: State) -> Stage:
+        """Return the query as it is."""
+        row = self._row(state)
+        return self._stage(row, 0, np.empty(0, np.float32), self._feature(row))
+
+    def run(self, state: State, progress: Callable[[int, int], object] = lambda done, total: None) -> Iterator[Stage]:
+        """Yield the query after more and more steps, ``state.steps`` at last.
+
+        ``progress`` is called after each step with the steps done and their number in all; what it raises ends the run.
+        """
+        if not (isinstance(state.steps, int) and state.steps >= 1):
+            raise InputError(f"steps = {state.steps!r} is not an integer of at least 1")
+        row = self._row(state)
+        stages = [*(stage for stage in STAGES if stage < state.steps), state.steps]
+        before, total = 0, sum(stages)
+        for steps in stages:
+            settings = replace(methods.OTI, steps=steps, tokens=self.study.tokens[0], template=self.study.templates[0])
+            found = methods.oti(
+                self.study.encoder, self._feature(row).numpy(force=True), [self.queries[row]], settings,
+                progress=lambda done, _, before=before: progress(before + done, total),
+            )  # fmt: skip
+            before += steps
+            feature = ranking.as_embeddings(found.features[-1], "inverted query", device=self.study.device)
+            yield self._stage(row, steps, found.losses[:, 0], feature)
+
+    def _row(self, state: State) -> int:
+        query = self.queries[0] if state.query is None else state.query
+        if query not in self.queries:
+            raise nearest(query, self.queries, "query of the sample")
+        return self.queries.index(query)
+
+    def _feature(self, row: int) -> torch.Tensor:
+        item = self._target.queries[row]
+        return self._part.gallery[item : item + 1]
+
+    def _stage(self, row: int, step: int, losses: np.ndarray, feature: torch.Tensor) -> Stage:
+        one = self._target.take(np.array([row]))
+        gallery = self._part.gallery[one.gallery]
+        asked = {"self_match": one.own, "junk": one.junk}
+        precision = intra_modal_metrics(feature, gallery, one.relevance, **asked)["mAP"]
+        best = neighbours_of(Scorer(feature, gallery), self.study.k, **asked)[0]
+        found = [(str(self._part.ids[one.gallery[item]]), bool(one.relevance[0, item])) for item in best]
+        return Stage(step, losses, precision, found)
+
+    def command(self, state: State) -> str:
+        """Return the command whose ``per_query.parquet`` has this query, native and inverted."""
+        more = {name: value for name, value in self._more.items() if value not in (None, 0, "cpu")}
+        return command("intra-modal-inversion", self._given | {"tasks": [TASK], "oti_steps": state.steps} | more)
+
+    def figure(self, state: State, stages: Sequence[Stage]) -> Drawing:
+        """Return the study's figure of the neighbours, native and after the last stage."""
+        query, data = self.queries[self._row(state)], self.study.data
+        found = [
+            {
+                "direction": TASK, "grouping": self.grouping, "dataset": data.name, "model": data.model,
+                "query_id": query, "method": method, "AP": stage.precision,
+                "neighbours": [item for item, _ in stage.neighbours], "correct": [c for _, c in stage.neighbours],
+            }
+            for method, stage in (("none", stages[0]), ("inversion", stages[-1]))
+        ]  # fmt: skip
+        return draw.neighbours(pd.DataFrame(found), data.pictures, data.captions)
+
+
+def curve(stages: Sequence[Stage], steps: int) -> str:
+    """Return the loss so far against the steps (from 1 on, logarithmic) as SVG."""
+    losses = stages[-1].losses
+    at = np.log1p(np.arange(len(losses)))
+    x = scaled(at, 0, np.log1p(steps), 40, WIDTH - 10)
+    top = max(1.0, float(losses.max(initial=0)))
+    y = scaled(losses, 0, top, HEIGHT - 24, 24)
+    ticks = [tick for tick in (0, 1, 5, 20, 100, 500) if tick <= steps]
+    marks = scaled(np.log1p(ticks), 0, np.log1p(steps), 40, WIDTH - 10)
+    parts = [
+        label(0, 14, "loss 1 − cos, by step", "start"), label(34, 30, f"{top:.2g}", "end"),
+        label(34, HEIGHT - 24, "0", "end"),
+        common.path(np.array([[40, HEIGHT - 24], [WIDTH - 10, HEIGHT - 24]]), stroke="currentColor", stroke_width=0.5),
+        *(label(x, HEIGHT - 8, str(tick)) for x, tick in zip(marks, ticks, strict=True)),
+    ]  # fmt: skip
+    alt = "The inversion has not begun."
+    if len(losses):
+        parts.append(common.path(np.stack([x, y], 1), stroke="currentColor", stroke_width=2))
+        alt = f"Loss of the inversion: {losses[0]:.3f} at the start, {losses[-1]:.3f} after {len(losses) - 1} steps."
+    return common.svg(WIDTH, HEIGHT, alt, *parts)
+
+
+def numbers(stages: Sequence[Stage]) -> str:
+    """Return loss and average precision of every stage as a table."""
+    losses = [f"{stage.losses[-1]:.4f}" if len(stage.losses) else "" for stage in stages]
+    return table(
+        ("loss", "AP"),
+        [(_name(stage), (loss, f"{stage.precision:.2%}")) for stage, loss in zip(stages, losses, strict=True)],
+    )
+
+
+def _name(stage: Stage) -> str:
+    return f"{stage.step:,} step{'s' * (stage.step != 1)}" if len(stage.losses) else "native"
+
+
+class Inversion(Explorer):
+    """The explorer of inversion; see ``inversion``."""
+
+    def __init__(self, view: InversionView, state: State) -> None:
+        super().__init__()
+        self.view = view
+        self._shown = Shown(view.study.data.pictures, view.study.data.captions)
+        wide = {"style": {"description_width": "initial"}}
+        self.query = ipywidgets.Dropdown(
+            options=view.queries, value=view.queries[view._row(state)], description="Query image", **wide
+        )
+        choices = sorted({*(stage for stage in STAGES if stage <= 500), state.steps})
+        self.steps = ipywidgets.SelectionSlider(
+            options=choices, value=state.steps, description="Steps of OTI", continuous_update=False, **wide
+        )
+        self.start = ipywidgets.Button(description="Invert", tooltip="Run OTI for this query", icon="play")
+        self.progress = ipywidgets.FloatProgress(min=0, max=1, description="Progress")
+        self.curve, self.numbers, self.neighbours = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+        wrap = {"flex_flow": "row wrap"}
+        self.box.children = [
+            ipywidgets.HBox([self.query, self.steps, self.start, self.cancel, self.progress], layout=wrap),
+            self.state,
+            ipywidgets.HBox([self.curve, self.numbers], layout=wrap),
+            self.neighbours,
+        ]
+        self.start.on_click(lambda _: self.invert())
+        for control in (self.query, self.steps):
+            control.observe(lambda _: self.invert(), "value")
+        self.stages = [view.native(self._state()), *view.run(self._state())]
+        self.show(self.stages)
+
+    def _state(self) -> State:
+        return State(**{name: getattr(self, name).value for name in asdict(State())})
+
+    def invert(self) -> None:
+        """Invert the chosen query, stage by stage, until it is done or cancelled."""
+        self.work.cancel()  # of another query
+        state = self._state()
+
+        def progress(done: int, total: int) -> None:
+            if self.work.cancelled.is_set() or self._state() != state:
+                raise Cancelled(f"Stopped after {self.stages[-1].step} of {state.steps} steps.")
+            if done == total or done % max(1, total // 50) == 0:
+                self.progress.value = done / total
+
+        def job() -> list[Stage]:
+            self.stages = [self.view.native(state)]
+            self.show(self.stages)
+            for stage in self.view.run(state, progress):
+                self.stages = [*self.stages, stage]
+                self.show(self.stages)
+            return self.stages
+
+        self.work.submit(job, self.show)
+
+    def show(self, stages: Sequence[Stage]) -> None:
+        """Show the stages so far."""
+        state = self._state()
+        self._say(self.view.command(state))
+        self.curve.value, self.numbers.value = page(curve(stages, state.steps)), page(numbers(stages))
+        lines = rows((_name(stage), [self._shown(*found) for found in stage.neighbours]) for stage in stages)
+        self.neighbours.value = page(
+            f"<b>Neighbours of {self._shown(state.query)}</b>; relevant is the same {escape(self.view.grouping)}. "
+            f"Solid frame: relevant; dashed: not.{lines}"
+        )
+
+    def figure(self) -> Drawing:
+        return self.view.figure(self._state(), self.stages)
+
+
+def inversion(
+    data: Source = "glyphs",
+    *,
+    model: str | None = None,
+    mirror: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    **state: Any,
+) -> Inversion:
+    """Return the explorer of modality inversion (OTI), which displays itself in a notebook.
+
+    ``data`` is the name of a dataset of images and texts; ``state`` sets the widgets (``query``, ``steps``). Raises
+    InputError and DataUnavailable as ``reprolib.study.intra_modal_inversion.Study`` does, and InputError for stored
+    features and for a state that is not valid.
+    """
+    unknown = sorted(set(state) - set(asdict(State())))
+    if unknown:
+        raise nearest(unknown[0], asdict(State()), "part of the state")
+    view = InversionView(data, model=model, mirror=mirror, seed=seed, device=device)
+    return Inversion(view, replace(State(), **state))
