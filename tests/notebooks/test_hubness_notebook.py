@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 SMALL = {
-    "methods": "[is, dual-is]", "betas": "[10, 30]", "gallery_betas": "[0, 1]", "bank_sizes": "[0.5, 1.0]",
-    "gallery_sizes": "[1.0]", "n_splits": "2", "k": "5", "n_bootstrap": "100", "n_permutations": "99",
+    "directions": "[text->image]", "methods": "[is, dual-is]", "betas": "[10, 30]", "gallery_betas": "[0, 1]",
+    "bank_sizes": "[0.5, 1.0]", "gallery_sizes": "[1.0]", "n_splits": "2", "k": "5", "n_bootstrap": "100",
+    "n_permutations": "99",
 }  # fmt: skip
 
 
