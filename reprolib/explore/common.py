@@ -9,6 +9,7 @@ import shlex
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import ipywidgets
 import numpy as np
 from IPython.display import display
 
-from reprolib.errors import InputError, ReprolibError
+from reprolib.errors import InputError, ReprolibError, nearest
 from reprolib.figures.style import Drawing
 from reprolib.loaders import datasets
 from reprolib.loaders.manifest import status
@@ -169,6 +170,14 @@ class Explorer(ABC):
     def _ipython_display_(self) -> None:
         display(self.figure())
         display(self.box)
+
+
+def chosen(state: Any, given: Mapping[str, Any]) -> Any:
+    """Return the dataclass ``state`` with what is ``given``; InputError with the nearest names for what it has not."""
+    for name in given:
+        if name not in asdict(state):
+            raise nearest(name, asdict(state), "part of the state")
+    return replace(state, **given)
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------

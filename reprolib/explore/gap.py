@@ -354,8 +354,5 @@ def gap(
     ``direction``, ``query``). Raises InputError and DataUnavailable as ``reprolib.study.modality_gap.Study`` does, and
     InputError for a state that is not valid.
     """
-    unknown = sorted(set(state) - set(asdict(State())))
-    if unknown:
-        raise nearest(unknown[0], asdict(State()), "part of the state")
     view = GapView(data, model=model, mirror=mirror, seed=seed, device=device)
-    return Gap(view, replace(State(), **state))
+    return Gap(view, common.chosen(State(), state))

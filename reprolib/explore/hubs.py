@@ -10,7 +10,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -463,7 +463,5 @@ def hubs(
     the widgets (``direction``, ``method``, ``beta``, ``k``, ``bank_share``). Raises InputError and DataUnavailable as
     ``reprolib.study.hubness.Study`` does, and InputError for a state that is not valid.
     """
-    unknown = sorted(set(state) - set(asdict(State())))
-    if unknown:
-        raise nearest(unknown[0], asdict(State()), "part of the state")
-    return Hubs(HubView(data, model=model, mirror=mirror, seed=seed, device=device), data, replace(State(), **state))
+    view = HubView(data, model=model, mirror=mirror, seed=seed, device=device)
+    return Hubs(view, data, common.chosen(State(), state))

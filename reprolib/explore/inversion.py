@@ -271,8 +271,5 @@ def inversion(
     InputError and DataUnavailable as ``reprolib.study.intra_modal_inversion.Study`` does, and InputError for stored
     features and for a state that is not valid.
     """
-    unknown = sorted(set(state) - set(asdict(State())))
-    if unknown:
-        raise nearest(unknown[0], asdict(State()), "part of the state")
     view = InversionView(data, model=model, mirror=mirror, seed=seed, device=device)
-    return Inversion(view, replace(State(), **state))
+    return Inversion(view, common.chosen(State(), state))

@@ -171,8 +171,10 @@ def _stored(name_or_path: str | Path, mirror: str | Path | None) -> _Stored:
 def _from_manifest(name: str, mirror: str | Path | None) -> _Stored:
     manifest = load_manifest(name)
     if manifest.reader != "paired-npy":
-        why = "it holds raw items, which a model has to encode first"
-        raise InputError(f"the dataset {name} has no stored embeddings to load: {why}")
+        raise InputError(
+            f"the dataset {name} has no stored embeddings to load: it holds raw items, which a model has to encode "
+            "first"
+        )
     features, captions = manifest.file("features"), manifest.file("captions")
     if features is None:
         raise InputError(f"{name}.yaml, field files: the reader paired-npy needs a file with the role features")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprolib.errors import InputError, RunError, nearest
-from reprolib.models.families import FAMILIES, Family, family_of, picture
+from reprolib.models.families import FAMILIES, Family, family_of
 from reprolib.models.registry import ModelManifest, find_model, load_model_manifest, models
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 Compute = Callable[[], np.ndarray]
 Keep = Callable[[slice, Compute], np.ndarray]
 _log = logging.getLogger(__name__)
-_picture = picture
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,9 @@ def _towers(items: Items, model: ModelFiles, device: str) -> dict[str, np.ndarra
 
 
 def _pixels(encoder: Encoder, images: np.ndarray) -> torch.Tensor:
-    from reprolib.models.encoder import _picture
+    from reprolib.models.families import picture
 
-    pictures = [_picture(image) for image in images]
+    pictures = [picture(image) for image in images]
     return encoder.processor(pictures, return_tensors="pt")["pixel_values"].to(encoder.model.device)
 
 
