@@ -22,22 +22,26 @@ import torch
 from torch import Tensor
 
 from reprolib.errors import InputError
+from reprolib.mapped import mapping, release
 
 BLOCK_BYTES = 32 * 2**20  # one float32 block of scores; about a last-level cache
 _UNIT = 2.0**-24  # unit round-off of float32
 _PAIR_CHUNK = 2**18  # elements taken to float64 at a time: they stay in cache
+_FAR = 64  # rows of a mapped array that are read between two releases, where they lie anywhere
+_LARGE = 2**27  # bytes of a mapped array from which on it stays in its file
 
 ArrayLike = np.ndarray | Tensor
 Relevance = np.ndarray | Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | list
 
 
 def as_embeddings(
-    array: ArrayLike, name: str, *, device: str | torch.device | None = None, normalize: bool = True
+    array: ArrayLike, name: str, *, device: str | torch.device | None = None, normalize: bool = True, first: int = 0
 ) -> Tensor:
     """Return ``array`` [n, d] as contiguous float32 rows, of unit length if ``normalize``.
 
     Rows are normalised in float64 and rounded once, so the storage type of the input is all that matters.
-    Raises InputError for another shape, no rows, NaN or infinity, and (if ``normalize``) rows of zeros.
+    Raises InputError for another shape, no rows, NaN or infinity, and (if ``normalize``) rows of zeros; rows are
+    counted from ``first``.
     """
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         array = array.copy()  # torch cannot mark a tensor read-only
@@ -50,10 +54,10 @@ def as_embeddings(
     norms = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in tensor.split(step)])
     finite = norms <= torch.finfo(torch.float32).max  # False for NaN too
     if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
+        row = first + int((~finite).nonzero()[0])
         raise InputError(f"{name}: row {row} holds NaN or infinity (in float32); every value must be finite")
     if normalize and not bool((norms > 0).all()):
-        row = int((norms == 0).nonzero()[0])
+        row = first + int((norms == 0).nonzero()[0])
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
     if not normalize:
         return tensor.to(torch.float32).contiguous()
@@ -61,6 +65,60 @@ def as_embeddings(
     for rows, length, unit in zip(tensor.split(step), norms.split(step), out.split(step), strict=True):
         unit.copy_(rows.to(torch.float64) / length[:, None])
     return out
+
+
+class Rows:
+    """Embeddings [n, d] that stay in their file: ``as_embeddings`` of the rows that are asked for, when they are.
+
+    They stand in for a float32 tensor where its rows are taken a few at a time: as a bank, or as queries of a
+    ``Scorer``. ``index`` int [n] picks rows of ``array``.
+    """
+
+    def __init__(
+        self, array: np.ndarray, name: str, *, device: str | torch.device | None = None, normalize: bool = True,
+        index: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self._array, self._name, self._index = array, name, index
+        self._normalize, self.device = normalize, torch.device(device or "cpu")
+        self.shape = torch.Size([len(array) if index is None else len(index), array.shape[1]])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        key = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        key = key if self._index is None else self._index[key]
+        if isinstance(key, slice):
+            found = np.array(self._array[key])
+            release(self._array)
+        else:  # a few at a time: a row of its own brings many pages with it
+            found = np.empty((len(key), self.shape[1]), self._array.dtype)
+            for start in range(0, len(key), _FAR):
+                found[start : start + _FAR] = self._array[key[start : start + _FAR]]
+                release(self._array)
+        first = key.start or 0 if isinstance(key, slice) else 0
+        return as_embeddings(found, self._name, device=self.device, normalize=self._normalize, first=first)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield the rows, ``size`` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def norm(self, dim: int) -> Tensor:
+        """Return the length of every row, float32 [n]."""
+        return torch.cat([rows.norm(dim=dim) for rows in self.split(2048)])
+
+
+def as_rows(
+    array: ArrayLike, name: str, *, device: str | torch.device | None = None, normalize: bool = True,
+    index: np.ndarray | None = None,
+) -> Tensor | Rows:  # fmt: skip
+    """Return the rows ``index`` (default: all) of ``array`` [n, d] as ``as_embeddings`` does.
+
+    Those of a mapped array of 128 MiB or more stay in its file, as ``Rows``.
+    """
+    if isinstance(array, np.ndarray) and array.nbytes >= _LARGE and mapping(array) is not None:
+        return Rows(array, name, device=device, normalize=normalize, index=index)
+    return as_embeddings(array if index is None else array[index], name, device=device, normalize=normalize)
 
 
 def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.sparse.csr_array:

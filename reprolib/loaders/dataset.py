@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from reprolib.errors import InputError
 from reprolib.loaders.pictures import PictureFiles
+from reprolib.mapped import parts
 
 
 def _row(bad: np.ndarray, ids: np.ndarray | None = None) -> str:
@@ -40,7 +41,7 @@ def _embeddings(modality: str, values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # an overflow becomes infinity, which the next check names
         values = np.ascontiguousarray(values, dtype=np.float32)
     # squares of float32 cannot overflow in float64: what is not finite here was NaN or infinity before
-    squares = np.einsum("ij,ij->i", values, values, dtype=np.float64)
+    squares = np.concatenate([np.einsum("ij,ij->i", rows, rows, dtype=np.float64) for rows in parts(values)])
     for bad, what, valid in (
         (~np.isfinite(squares), "NaN or infinity", "only finite float32 numbers"),
         (squares == 0, "zeros only", "at least one non-zero number"),
@@ -247,13 +248,13 @@ class Items:
         return _components(self.relevance)
 
 
-def identity_of(*parts: Split | Items) -> str:
-    """Return the sha256 (hex) over arrays, shapes, dtypes, ids and relevance of ``parts``, in their order.
+def identity_of(*values: Split | Items) -> str:
+    """Return the sha256 (hex) over arrays, shapes, dtypes, ids and relevance of ``values``, in their order.
 
     It does not depend on what numpy and scipy choose for themselves (index types, string widths).
     """
     digest = hashlib.sha256()
-    for part in parts:
+    for part in values:
         for entry in fields(part):
             value = getattr(part, entry.name)
             if sparse.issparse(value):
@@ -268,5 +269,6 @@ def identity_of(*parts: Split | Items) -> str:
             for array in arrays:
                 header = f"{type(part).__name__}.{entry.name} {array.dtype.str} {array.shape}\n"
                 digest.update(header.encode())
-                digest.update(array.data)
+                for rows in parts(array):
+                    digest.update(rows.data)
     return digest.hexdigest()

@@ -35,6 +35,8 @@ from reprolib.errors import DataUnavailable, InputError, nearest
 from reprolib.loaders.dataset import EmbeddingData, Replicate, Split, identity_of
 from reprolib.loaders.files import resolve
 from reprolib.loaders.manifest import datasets, load_manifest
+from reprolib.loaders.store import map_tensors
+from reprolib.mapped import parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,11 +199,11 @@ def _from_file(path: Path) -> _Stored:
         raise InputError(f"{path}: {nearest(unknown, _KEYS, 'key')}")
     try:
         split, notes = _split(arrays, "")
-        parts = [split]
+        whole = [split]
         bank = None
         if any(key.startswith("bank_") for key in arrays):
             bank, more = _split(arrays, "bank_")
-            parts.append(bank)
+            whole.append(bank)
             notes += more + _shared_rows(bank, split)
             if bank.image.shape[1] != split.image.shape[1]:
                 raise InputError(
@@ -216,7 +218,7 @@ def _from_file(path: Path) -> _Stored:
         "not stated by the file",
         split,
         bank,
-        identity_of(*parts),
+        identity_of(*whole),
         tuple(notes),
         {},
     )
@@ -244,7 +246,7 @@ def _split(arrays: Mapping[str, np.ndarray], prefix: str) -> tuple[Split, list[s
         stored = (values.dtype.metadata or {}).get("stored", str(values.dtype))
         if stored != "float32":
             notes.append(f"{key} is stored as {stored} and used as float32")
-        norms = np.sqrt(np.einsum("ij,ij->i", kept, kept, dtype=np.float64))
+        norms = np.concatenate([np.linalg.norm(rows.astype(np.float64), axis=1) for rows in parts(kept)])
         if abs(norms - 1).max() > 1e-5:
             notes.append(f"{key} norms lie between {norms.min():.5g} and {norms.max():.5g}; rows are kept as stored")
     return split, notes
@@ -301,7 +303,7 @@ def _shared_rows(bank: Split, split: Split) -> list[str]:
     notes = []
     for modality in ("image", "text"):
         known = {hash(row.tobytes()) for row in getattr(split, modality)}  # 64 bits a row, not the row
-        shared = sum(hash(row.tobytes()) in known for row in getattr(bank, modality))
+        shared = sum(hash(row.tobytes()) in known for rows in parts(getattr(bank, modality)) for row in rows)
         if shared:
             notes.append(
                 f"{shared} of {len(getattr(bank, modality))} bank {modality} rows equal rows that are"
@@ -378,13 +380,12 @@ def _npy(path: Path) -> dict[str, np.ndarray]:
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import safe_open
 
-    with safe_open(path, framework="numpy") as stream:
-        names, metadata = list(stream.keys()), stream.metadata() or {}
-        bfloat = [name for name in names if stream.get_slice(name).get_dtype() == "BF16"]
-        arrays = {name: stream.get_tensor(name) for name in names if name not in bfloat}
-    if bfloat:  # numpy has no such type; torch has, and the dtype's metadata keeps the fact for the notes
-        with safe_open(path, framework="pt") as stream:
-            arrays |= {name: stream.get_tensor(name).float().numpy().view(_BFLOAT16) for name in bfloat}
+    with safe_open(path, framework="pt") as stream:  # it checks the whole of the header
+        bfloat = [name for name in stream.keys() if stream.get_slice(name).get_dtype() == "BF16"]  # noqa: SIM118
+        # numpy has no such type; torch has, and the dtype's metadata keeps the fact for the notes
+        arrays = {name: stream.get_tensor(name).float().numpy().view(_BFLOAT16) for name in bfloat}
+    mapped, metadata = map_tensors(path, leave=["BF16"])
+    arrays |= mapped
     return arrays | {
         key: np.array(json.loads(metadata[key])) for key in _KEYS if key.endswith("_ids") and key in metadata
     }

@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from reprolib.mapped import parts
 
-def digest(*parts: object) -> str:
-    """Return the sha256 (hex) of ``parts``: arrays by dtype, shape and bytes, all else as JSON."""
+
+def digest(*values: object) -> str:
+    """Return the sha256 (hex) of ``values``: arrays by dtype, shape and bytes, all else as JSON."""
     sha = hashlib.sha256()
-    for part in parts:
+    for part in values:
         if isinstance(part, np.ndarray) and part.dtype.kind not in "OU":
             sha.update(f"array {part.dtype.str} {part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data)
+            for rows in parts(part):
+                sha.update(np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data)
         elif isinstance(part, bytes):
             sha.update(b"bytes %d " % len(part) + part)
         else:
@@ -63,16 +66,27 @@ def map_arrays(path: Path, about: str = "") -> dict[str, np.ndarray] | None:
     of it is read once, to be verified.
     """
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > path.stat().st_size - 8:
-                return None
-            header = json.loads(stream.read(length))
-        expected = header.pop("__metadata__")["digest"]
-        arrays = {key: _mapped(path, 8 + length, **entry) for key, entry in header.items()}
+        arrays, metadata = map_tensors(path)
+        expected = metadata["digest"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return arrays if _content(arrays, about) == expected else None
+
+
+def map_tensors(path: Path, leave: Container[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors of a safetensors file, mapped and not verified, and its metadata.
+
+    Those of the types ``leave`` (such as "BF16") are left out. Raises OSError, ValueError, KeyError, TypeError,
+    AttributeError or OverflowError for what is not such a file.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size - 8:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(stream.read(length))
+    metadata = header.pop("__metadata__", {})
+    kept = {key: entry for key, entry in header.items() if entry["dtype"] not in leave}
+    return {key: _mapped(path, 8 + length, **entry) for key, entry in kept.items()}, metadata
 
 
 def _mapped(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
@@ -102,5 +116,5 @@ _TYPES = {  # https://github.com/huggingface/safetensors, README, Format
 
 
 def _content(arrays: Mapping[str, np.ndarray], about: str) -> str:
-    parts = (part for key in sorted(arrays) for part in (key, arrays[key]))
-    return digest(*([about] if about else []), *parts)
+    named = (value for key in sorted(arrays) for value in (key, arrays[key]))
+    return digest(*([about] if about else []), *named)

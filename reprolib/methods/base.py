@@ -14,11 +14,11 @@ from torch import Tensor
 
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
-from reprolib.ranking import ArrayLike, Scorer
+from reprolib.ranking import ArrayLike, Rows, Scorer
 
 TEMPERATURES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0)
 NEIGHBOURS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-_TILE = 2048  # bank items per tile: fixed, so that a reduction is summed in the same order whatever the block size
+TILE = 2048  # bank items per tile: fixed, so that a reduction is summed in the same order whatever the block size
 _ROWS = 64  # both sides of a product are padded to a multiple: thinner ones take other kernels and other roundings
 
 
@@ -26,10 +26,11 @@ class Bank:
     """Embeddings [n, d] that a correction learns from, and their reductions over the similarities to a gallery.
 
     A reduction streams the bank past the gallery in tiles and keeps a running result per gallery item: no
-    bank x gallery matrix exists. Results are kept, so one bank can serve a whole grid of parameters.
+    bank x gallery matrix exists. Results are kept, so one bank can serve a whole grid of parameters. A bank that is
+    ``Rows`` stays in its file and is read once per pass.
     """
 
-    def __init__(self, embeddings: Tensor, name: str, block_bytes: int = ranking.BLOCK_BYTES) -> None:
+    def __init__(self, embeddings: Tensor | Rows, name: str, block_bytes: int = ranking.BLOCK_BYTES) -> None:
         self.embeddings, self.name, self.block_bytes = embeddings, name, block_bytes
         self._kept: dict[tuple, tuple[Tensor, Tensor]] = {}
 
@@ -43,32 +44,49 @@ class Bank:
             self._kept[full_key] = (gallery, compute())  # holding the gallery keeps its id from being reused
         return self._kept[full_key][1]
 
-    def _tiles(self, gallery: Tensor, width: int = _TILE) -> Iterable[tuple[slice, Iterable[Tensor]]]:
+    def _tiles(self, gallery: Tensor, width: int = TILE) -> Iterable[tuple[slice, Iterable[Tensor]]]:
         """Yield (gallery rows, similarities [rows, tile] of each tile of the bank), float32; a tile is soon reused.
 
         There are as many rows as a block of ``width`` columns may have; the tiles of the bank are always the same.
         """
-        step = max(_ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS)
+        step = self._step(width)
         for start in range(0, len(gallery), step):
             rows = gallery[start : start + step]
-            product = torch.empty(-(-len(rows) // _ROWS) * _ROWS, _TILE, device=gallery.device)
+            product = torch.empty(-(-len(rows) // _ROWS) * _ROWS, TILE, device=gallery.device)
             yield slice(start, start + len(rows)), self._products(rows, product)
+
+    def _step(self, width: int) -> int:
+        return max(_ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS)
+
+    def tiles(self) -> Iterable[Tensor]:
+        """Yield the bank, 2,048 rows at a time, float32."""
+        return self.embeddings.split(TILE)
 
     def _products(self, rows: Tensor, out: Tensor) -> Iterable[Tensor]:
         padded = _padded(rows)
-        for tile in self.embeddings.split(_TILE):
+        for tile in self.tiles():
             whole = _padded(tile)
             yield torch.mm(padded, whole.T, out=out[:, : len(whole)])[: len(rows), : len(tile)]
 
-    def similarities(self, gallery: Tensor) -> Iterable[tuple[slice, Tensor]]:
-        """Yield (gallery rows, their similarities [rows, n] to the whole bank), float32; they are soon overwritten."""
+    def similarities(self, gallery: Tensor, *others: Bank) -> Iterable[tuple[slice, Tensor]]:
+        """Yield (gallery rows, their similarities [rows, n] to the whole bank), float32; they are soon overwritten.
+
+        ``others`` are banks whose similarities follow in the same rows.
+        """
+        banks = self, *others
+        width = sum(map(len, banks))
         block = torch.empty(0, device=gallery.device)
-        for rows, tiles in self._tiles(gallery, len(self)):
-            block = block if len(block) else torch.empty(rows.stop, len(self), device=gallery.device)
+        for several in zip(*(bank._tiles(gallery, width) for bank in banks), strict=True):
+            rows = several[0][0]
+            block = block if len(block) else torch.empty(rows.stop, width, device=gallery.device)
             found = block[: rows.stop - rows.start]
-            for part, tile in zip(found.split(_TILE, dim=1), tiles, strict=True):
+            parts = found.split([n for bank in banks for n in bank._lengths()], dim=1)
+            for part, tile in zip(parts, (tile for _, tiles in several for tile in tiles), strict=True):
                 part.copy_(tile)
             yield rows, found
+
+    def _lengths(self) -> list[int]:
+        return [min(TILE, len(self) - start) for start in range(0, len(self), TILE)]
 
     def logsumexp(self, gallery: Tensor, beta: float) -> Tensor:
         """Return log sum_j exp(beta s(g, b_j)) over the bank, float64 [n_gallery]."""
@@ -96,7 +114,8 @@ class Bank:
             everything = torch.full((len(gallery),), len(self), dtype=torch.float64, device=gallery.device).log()
             self.keep(gallery, ("lse", 0.0), lambda: everything)
         missing = [beta for beta in dict.fromkeys(betas) if (id(gallery), ("lse", beta)) not in self._kept]
-        top = _Best(Scorer(self.embeddings, gallery)) if best and (id(gallery), "best") not in self._kept else None
+        best = best and (id(gallery), "best") not in self._kept
+        top = _Best(Scorer(self.embeddings, gallery), self._step(TILE) * TILE) if best else None
         if not missing and top is None:
             return
         results = torch.empty(len(missing), len(gallery), dtype=torch.float64, device=gallery.device)
@@ -106,7 +125,7 @@ class Bank:
             total = torch.zeros(len(missing), len(peak), dtype=torch.float64, device=gallery.device)
             for number, tile in enumerate(tiles):
                 if top is not None:
-                    top.see(tile, rows.start, number * _TILE)
+                    top.see(tile, rows.start, number * TILE)
                 if missing:
                     higher = torch.maximum(peak, tile.amax(1))
                     tile -= higher[:, None]
@@ -138,16 +157,20 @@ class Bank:
     def _top_sums(self, gallery: Tensor, k: int) -> Tensor:
         sums = torch.empty(len(gallery), k, dtype=torch.float64, device=gallery.device)
         for rows, tiles in self._tiles(gallery):
-            best = torch.empty(rows.stop - rows.start, 0, device=gallery.device)
+            best, waiting = torch.empty(rows.stop - rows.start, 0, device=gallery.device), []
             for tile in tiles:
-                both = torch.cat([best, tile.topk(min(k, tile.shape[1]), dim=1, sorted=False).values], 1)
-                best = both.topk(min(k, both.shape[1]), dim=1).values
-            sums[rows] = best.double().cumsum(1)
+                if best.shape[1] < k:
+                    best = _largest(k, best, tile)
+                    continue
+                waiting.append(_above(tile, best[:, -1:]))
+                if sum(found.shape[1] for found in waiting) > k + _ROWS:  # few pass the k-th best, ever fewer
+                    best, waiting = _largest(k, best, *waiting), []
+            sums[rows] = _largest(k, best, *waiting).double().cumsum(1)
         return sums
 
-    def mean(self) -> Tensor:
-        """Return the mean embedding, float32 [d]."""
-        return self.embeddings.mean(0, dtype=torch.float64).float()
+    def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the mean embedding [d], summed in float64."""
+        return (sum(tile.sum(0, dtype=torch.float64) for tile in self.tiles()) / len(self)).to(dtype)
 
     def activation_set(self, gallery: Tensor, k: int) -> Tensor:
         """Return which gallery items are among the ``k`` best of any bank entry, bool [n_gallery] (QB-Norm)."""
@@ -163,24 +186,39 @@ class Bank:
 
 
 class _Best:
-    """The best gallery item of every query, found along a pass of float32 tiles; canonical scores settle near ties."""
+    """The best gallery item of every query, found along a pass of float32 tiles; canonical scores settle near ties.
 
-    def __init__(self, scorer: Scorer) -> None:
+    Tiles have at most ``entries``. What is kept is written into buffers: small tensors among the large ones that come
+    and go would scatter the memory.
+    """
+
+    def __init__(self, scorer: Scorer, entries: int) -> None:
         self.scorer, self.error = scorer, scorer.error_bound()
-        self.highest = torch.full((scorer.shape[0],), -torch.inf, device=scorer.queries.device)
-        self.found: list[tuple[Tensor, Tensor, Tensor]] = []  # query, item and score of whatever may be the best
+        n, device = scorer.shape[0], scorer.queries.device
+        self.mask = torch.empty(entries, dtype=torch.bool, device=device)
+        self.highest = torch.full((n,), -torch.inf, device=device)
+        self.count = 0  # of entries that may be the best: query, item and score
+        self.found = [torch.empty(2 * n, dtype=dtype, device=device) for dtype in (torch.int64,) * 2 + (torch.float32,)]
 
     def see(self, tile: Tensor, item: int, query: int) -> None:
         """Take in a tile [items, queries] of scores that starts at ``item`` and ``query``."""
         highest = self.highest[query : query + tile.shape[1]]
         torch.maximum(highest, tile.amax(0), out=highest)
-        flat = ranking.true_entries((tile >= highest - 2 * self.error).reshape(-1))
+        reached = self.mask[: tile.numel()].view(tile.shape)
+        flat = ranking.true_entries(torch.ge(tile, highest - 2 * self.error, out=reached).view(-1))
         items = torch.div(flat, tile.shape[1], rounding_mode="floor")
-        self.found.append((flat - items * tile.shape[1] + query, items + item, tile.reshape(-1)[flat]))
+        end = self.count + len(flat)
+        if end > len(self.found[0]):
+            self.found = [torch.cat([kept, torch.empty_like(kept)]) for kept in self.found]
+            return self.see(tile, item, query)
+        new = flat - items * tile.shape[1] + query, items + item, tile.reshape(-1)[flat]
+        for kept, values in zip(self.found, new, strict=True):
+            kept[self.count : end] = values
+        self.count = end
 
     def items(self) -> Tensor:
         """Return the best item of every query, the first of equal ones, int64 [n]."""
-        query, item, value = (torch.cat(parts) for parts in zip(*self.found, strict=True))
+        query, item, value = (kept[: self.count] for kept in self.found)
         possible = value >= (self.highest - 2 * self.error)[query]
         query, item = query[possible], item[possible]
         contested = (torch.bincount(query, minlength=len(self.highest)) > 1)[query]
@@ -189,6 +227,22 @@ class _Best:
         order = ranking.sort_key(query, score).argsort(stable=True)  # a query's items arrive in their order
         query, item = query[order], item[order]
         return item[torch.searchsorted(query, torch.arange(len(self.highest), device=item.device))]
+
+
+def _largest(k: int, *parts: Tensor) -> Tensor:
+    """Return the ``k`` largest of each row over ``parts``, descending; fewer where there are fewer."""
+    both = torch.cat(parts, 1)
+    return both.topk(min(k, both.shape[1]), dim=1).values
+
+
+def _above(tile: Tensor, bound: Tensor) -> Tensor:
+    """Return the entries of ``tile`` [b, t] above ``bound`` [b, 1], row by row, filled up with minus infinity."""
+    flat = ranking.true_entries((tile > bound).reshape(-1))
+    row = torch.div(flat, tile.shape[1], rounding_mode="floor")
+    place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+    found = torch.full((len(tile), int(place.max()) + 1 if len(place) else 0), -torch.inf, device=tile.device)
+    found[row, place] = tile.reshape(-1)[flat]
+    return found
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -301,7 +355,7 @@ def fit(
             continue
         bank = given
         if not isinstance(bank, Bank):
-            bank = Bank(ranking.as_embeddings(given, label, normalize=normalize, device=device), label)
+            bank = Bank(ranking.as_rows(given, label, normalize=normalize, device=device), label)
         if bank.embeddings.shape[1] != g.shape[1]:
             raise InputError(
                 f"{label} has width {bank.embeddings.shape[1]} and the gallery {g.shape[1]}; they must agree"

@@ -33,10 +33,10 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
     n = len(queries)
-    everyone = Bank(torch.cat([queries, query_bank.embeddings]), "queries and query_bank", query_bank.block_bytes)
+    own = Bank(queries, "queries", query_bank.block_bytes)
     ranks = np.empty((n, len(gallery)), np.uint16 if len(query_bank) < 2**16 else np.int32)
-    index = np.arange(len(everyone))
-    for items, scores in everyone.similarities(gallery):
+    index = np.arange(n + len(query_bank))
+    for items, scores in own.similarities(gallery, query_bank):
         ranks[:, items] = np.stack(in_threads(partial(_higher, n=n, index=index), scores.cpu())).T
 
     def keys(scores: Tensor, rows: slice) -> Tensor:

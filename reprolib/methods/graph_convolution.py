@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from reprolib.errors import InputError
-from reprolib.methods.base import Bank, method, variant_of
-from reprolib.ranking import Scorer
+from reprolib.methods.base import TILE, Bank, method, variant_of
+from reprolib.ranking import Rows, Scorer
 
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _SOURCE = "Jian and Wang, Findings of EMNLP 2023, arXiv 2310.13276; InvGC/InvGC.py of the authors"
@@ -32,10 +32,11 @@ def _moved(gallery: Tensor, messages: list[tuple[Tensor, float]], released: bool
 
 def _dense_message(gallery: Tensor, bank: Bank, centre: bool) -> Tensor:
     """Return (1/n) sum_j w_j b_j over the bank, float32 [m, d]; ``centre`` subtracts the mean of all w first."""
-    b, x = bank.embeddings.double(), gallery.double()
-    message = x @ (b.T @ b) / len(b)
+    x, mean = gallery.double(), bank.mean(torch.float64)
+    second = sum(b.T @ b for b in (tile.double() for tile in bank.tiles()))
+    message = x @ second / len(bank)
     if centre:
-        message -= (x.mean(0) @ b.mean(0)) * b.mean(0)
+        message -= (x.mean(0) @ mean) * mean
     return message.float()
 
 
@@ -82,8 +83,15 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"pool_rate = {pool_rate!r} of a {bank.name} of {len(bank)} items is a pool of {pool}; "
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
-    exact = bank.embeddings.double()
     message = torch.empty_like(gallery)
+    if isinstance(bank.embeddings, Rows):
+        for rows, weights in bank.similarities(gallery):
+            top = weights.topk(pool, dim=1)
+            weights.zero_().scatter_(1, top.indices, top.values)
+            parts = zip(weights.split(TILE, dim=1), bank.tiles(), strict=True)
+            message[rows] = (sum(part.double() @ tile.double() for part, tile in parts) / pool).float()
+        return message
+    exact = bank.embeddings.double()
 
     def total(top: tuple[Tensor, Tensor]) -> Tensor:
         return embedding_bag(top[1], exact, per_sample_weights=top[0].double(), mode="sum")

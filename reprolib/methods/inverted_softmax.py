@@ -247,8 +247,8 @@ def _released_dynamic(
     gallery_beta: float,
     activation_k: int,
 ) -> Tensor:
-    first_bank = query_bank.embeddings @ gallery.T
-    matrix = gallery_bank.embeddings @ gallery.T
+    first_bank = query_bank.embeddings[:] @ gallery.T
+    matrix = gallery_bank.embeddings[:] @ gallery.T
     for bank, beta in ((first_bank, query_beta), (None, gallery_beta)):
         similarities = matrix if bank is None else bank
         active = torch.zeros(len(gallery), dtype=torch.bool, device=gallery.device)

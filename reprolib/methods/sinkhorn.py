@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,14 +41,14 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
     step = max(64, _TILE // m // 64 * 64)
     padded = torch.nn.functional.pad(targets, (0, 0, 0, -m % 64))
 
-    def similarities(tile: Tensor) -> Tensor:
-        return (tile @ padded.T)[:, :m]
+    def similarities(rows: slice) -> Tensor:
+        return (b[rows] @ padded.T)[:, :m]
 
-    def kernel(tile: Tensor) -> Tensor:
-        s = similarities(tile)
+    def kernel(rows: slice) -> Tensor:
+        s = similarities(rows)
         return (s - s.amax(1, keepdim=True)).div_(tau).clamp_(min=_LOWEST).exp_()
 
-    tiles = b.split(step)
+    tiles = [slice(start, min(len(b), start + step)) for start in range(0, len(b), step)]
     held = in_threads(kernel, tiles) if tau <= 1 and len(b) * m <= _HELD else None
     u = torch.ones(m, dtype=torch.float64, device=targets.device)
     if tau <= 1 and _rescale(u, len(b), held or tiles, (lambda k: k) if held else kernel, iterations):
@@ -59,7 +60,7 @@ def potentials(targets: Tensor, bank: Bank, tau: float, iterations: int) -> Tens
     return -tau * log_u
 
 
-def _rescale(u: Tensor, n: int, tiles: Sequence[Tensor], kernel: Callable[[Tensor], Tensor], iterations: int) -> bool:
+def _rescale(u: Tensor, n: int, tiles: Sequence, kernel: Callable[[Any], Tensor], iterations: int) -> bool:
     """Iterate the scales ``u`` of the targets, float64 [m], in place; return whether they can be relied on.
 
     ``kernel`` makes of each of the ``tiles`` one of exp(s / tau), the highest entry of each of the ``n`` rows of all 1,
@@ -67,7 +68,7 @@ def _rescale(u: Tensor, n: int, tiles: Sequence[Tensor], kernel: Callable[[Tenso
     scales of the bank.
     """
 
-    def reached(group: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def reached(group: Sequence) -> tuple[Tensor, Tensor]:
         received, highest = torch.zeros_like(u), torch.zeros_like(u[0])
         exact = u.new_empty(max(1, _VISIT // len(u)), len(u))
         for tile in group:
@@ -127,6 +128,6 @@ def dual_bank_sinkhorn(
     iterations: int = 10,
 ) -> Scorer:
     """As ``sinkhorn``, for [gallery; gallery bank] x query bank; only the potentials of the gallery are used."""
-    targets = torch.cat([gallery, gallery_bank.embeddings])
+    targets = torch.cat([gallery, gallery_bank.embeddings[:]])
     found = potentials(targets, query_bank, tau, iterations)[: len(gallery)]
     return Scorer(queries, gallery, centred(found)[None])

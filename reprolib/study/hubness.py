@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from reprolib import ranking
 from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import EmbeddingData, Split
+from reprolib.mapped import mapping, parts
 from reprolib.methods import CATALOGUE, Bank
 from reprolib.methods.base import TEMPERATURES
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
@@ -30,7 +32,7 @@ from reprolib.metrics.statistics import Interval, holm, jackknife
 from reprolib.models import load_embeddings
 from reprolib.ranking import Scorer
 from reprolib.study.parameters import check
-from reprolib.study.protocol import Protocol, Side, hubness_statistic, oriented, shown, subset, words
+from reprolib.study.protocol import Protocol, Side, banks_of, hubness_statistic, share_of_images, shown, subset, words
 
 DIRECTIONS = ("text->image", "image->text")
 STEPS = (  # what DualIS's gain over no correction is made of, and what it is worth against tuned IS
@@ -70,19 +72,19 @@ class Measurement:
     topk: list[np.ndarray]
 
 
-def _banks(split: Split, direction: str, device: str) -> tuple[Bank, Bank]:
-    queries, gallery, _ = oriented(split, direction)
-    return (
-        Bank(ranking.as_embeddings(queries, "query bank", device=device), "query bank"),
-        Bank(ranking.as_embeddings(gallery, "gallery bank", device=device), "gallery bank"),
-    )
-
-
 def _random_directions(split: Split, seed: int) -> Split:
     """Return a split of the same shape whose embeddings are random directions."""
     rng = np.random.default_rng(seed)
-    image, text = (rng.normal(size=part.shape).astype(np.float32) for part in (split.image, split.text))
-    return replace(split, image=image, text=text)
+
+    def like(part: np.ndarray) -> np.ndarray:
+        with tempfile.TemporaryFile() as file:  # what lies in a file need not fit into memory
+            held = mapping(part) is None
+            found = np.empty_like(part) if held else np.memmap(file, part.dtype, "w+", shape=part.shape)
+        for rows in parts(found):
+            rows[:] = rng.normal(size=rows.shape)
+        return found
+
+    return replace(split, image=like(split.image), text=like(split.text))
 
 
 def _limited(parameters: Mapping[str, Any], bank: Bank) -> dict[str, Any]:
@@ -160,7 +162,7 @@ class Study(Protocol):
                     replicate.label,
                     Side(replicate.validation, direction, self.device),
                     Side(replicate.test, direction, self.device),
-                    *_banks(replicate.bank, direction, self.device),
+                    *banks_of(replicate.bank, direction, self.device),
                 )
                 for replicate in self.data.replicates
             ]
@@ -441,8 +443,8 @@ class Study(Protocol):
                 each = []
                 for draw in range(draws if share < 1 else 1):
                     bank = self.data.replicates[number].bank
-                    part = bank if share >= 1 else subset(bank, share, self.seed + draw)
-                    banks = _banks(part, direction, self.device)
+                    part = None if share >= 1 else share_of_images(bank, share, self.seed + draw)
+                    banks = banks_of(bank, direction, self.device, part)
                     each.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
                     sizes.append(len(banks[0]))
                 hits.append(np.mean(each, axis=0))
@@ -488,7 +490,7 @@ class Study(Protocol):
                 for task, chosen, split in zip(
                     self.tasks[direction], self.tuned[direction, method], splits, strict=True
                 ):
-                    banks = _banks(split, direction, self.device)
+                    banks = banks_of(split, direction, self.device)
                     hits.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
                 self._ablate("bank_source", direction, method, shown(self.tuned[direction, method]), hits, bank=source)
         for direction in self.directions if "dual-is" in self.methods else ():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reprolib import ranking
 from reprolib.loaders import EmbeddingData, Split
+from reprolib.methods import Bank
 from reprolib.metrics import k_occurrence
 from reprolib.metrics.statistics import ClusterBootstrap, Interval, permutation_test
 from reprolib.ranking import Scorer
@@ -59,10 +60,27 @@ def hubness_statistic(
 
 def subset(split: Split, share: float, seed: int) -> Split:
     """Return a random share of a split by component: items that belong together stay together."""
+    return split.take(share_of_images(split, share, seed))
+
+
+def share_of_images(split: Split, share: float, seed: int) -> np.ndarray:
+    """Return the indices of the images of ``subset``, int64."""
     labels, _ = split.components()
     names = np.unique(labels)
     chosen = np.random.default_rng(seed).permutation(names)[: max(1, round(share * len(names)))]
-    return split.take(np.flatnonzero(np.isin(labels, chosen)))
+    return np.flatnonzero(np.isin(labels, chosen))
+
+
+def banks_of(split: Split, direction: str, device: str, images: np.ndarray | None = None) -> tuple[Bank, Bank]:
+    """Return the query bank and the gallery bank of a split, or of some ``images`` of it with all that is relevant.
+
+    Large ones whose embeddings are mapped stay in their file.
+    """
+    texts = None if images is None else np.unique(split.relevance[images].indices)
+    image = ranking.as_rows(split.image, "image bank", device=device, index=images)
+    text = ranking.as_rows(split.text, "text bank", device=device, index=texts)
+    queries, gallery = (text, image) if direction == "text->image" else (image, text)
+    return Bank(queries, "query bank"), Bank(gallery, "gallery bank")
 
 
 class Side:

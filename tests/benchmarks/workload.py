@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,26 +53,37 @@ class Workload:
             return cls(**{name: arrays[name] for name in arrays.files})
 
 
-def make(size: Size, seed: int = 0) -> Workload:
-    """Return a workload: noisy views of shared latent vectors with a decaying spectrum, one offset per modality."""
-    rng = np.random.default_rng(seed)
+def views_of(rng: np.random.Generator, width: int) -> Callable[[np.ndarray, str], np.ndarray]:
+    """Return a function of latent vectors [n, LATENT] and "image" or "text" that gives noisy embeddings [n, width].
+
+    The latent spectrum decays, and each modality has an offset of its own.
+    """
     spectrum = (1.0 + np.arange(LATENT)) ** -_DECAY
-    basis, _ = np.linalg.qr(rng.standard_normal((size.width, LATENT + 2)))
+    basis, _ = np.linalg.qr(rng.standard_normal((width, LATENT + 2)))
     directions = basis[:, :LATENT].T
 
-    def views(latent: np.ndarray, noise: float, offset: np.ndarray) -> np.ndarray:
+    def view(latent: np.ndarray, modality: str) -> np.ndarray:
+        noise, offset = (_TEXT_NOISE, basis[:, LATENT]) if modality == "text" else (_IMAGE_NOISE, basis[:, LATENT + 1])
         seen = (latent + noise * rng.standard_normal(latent.shape)) * spectrum
         x = seen @ directions / (np.linalg.norm(spectrum) * np.sqrt(1 + noise**2))
         x += _REST * rng.standard_normal(x.shape) + _GAP * offset
         return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
+    return view
+
+
+def make(size: Size, seed: int = 0) -> Workload:
+    """Return a workload: views of shared latent vectors."""
+    rng = np.random.default_rng(seed)
+    view = views_of(rng, size.width)
+
     def captions(latent: np.ndarray) -> np.ndarray:
-        return views(np.repeat(latent, CAPTIONS, axis=0), _TEXT_NOISE, basis[:, LATENT])
+        return view(np.repeat(latent, CAPTIONS, axis=0), "text")
 
     test = rng.standard_normal((size.images, LATENT))
     return Workload(
-        images=views(test, _IMAGE_NOISE, basis[:, LATENT + 1]),
+        images=view(test, "image"),
         captions=captions(test),
         query_bank=captions(rng.standard_normal((size.query_bank // CAPTIONS, LATENT))),
-        gallery_bank=views(rng.standard_normal((size.gallery_bank, LATENT)), _IMAGE_NOISE, basis[:, LATENT + 1]),
+        gallery_bank=view(rng.standard_normal((size.gallery_bank, LATENT)), "image"),
     )

@@ -1,0 +1,37 @@
+"""Arrays that lie in a mapped file: read part by part, each let go of again, so that they never fill the memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+
+_PART = 2**24  # bytes of a part
+
+
+def mapping(array: np.ndarray) -> mmap.mmap | None:
+    """Return the mapped file that holds the memory of ``array``, or None."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner if isinstance(owner, mmap.mmap) else None
+
+
+def release(array: np.ndarray) -> None:
+    """Let go of the pages of a mapped ``array``; whoever reads it again reads the file. Nothing for other arrays.
+
+    What was written to a private mapping is lost.
+    """
+    held = mapping(array)
+    if held is not None and hasattr(mmap, "MADV_DONTNEED"):
+        held.madvise(mmap.MADV_DONTNEED)
+
+
+def parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield ``array`` by rows, about 16 MiB at a time; those of a mapped array are let go of one after the other."""
+    rows = np.atleast_1d(array)
+    step = max(1, _PART // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+        release(array)
