@@ -41,8 +41,10 @@ replay: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m reprolib.study.reference
 
+# One process for each core, up to four, with one thread each.
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(BIN)/python -m pytest --ignore=tests/browser
+	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 # JupyterLab in headless Chromium; skipped where there is none.
 test-browser: $(STAMP)

@@ -92,10 +92,13 @@ class Bank:
         """Return log sum_j exp(beta s(g, b_j)) over the bank, float64 [n_gallery]."""
         return self.logsumexps(gallery, (beta,))[0]
 
-    def logsumexps(self, gallery: Tensor, betas: Iterable[float]) -> list[Tensor]:
-        """Return ``logsumexp`` for several temperatures; those not yet known share one pass over the bank."""
+    def logsumexps(self, gallery: Tensor, betas: Iterable[float], best: bool = False) -> list[Tensor]:
+        """Return ``logsumexp`` for several temperatures; those not yet known share one pass over the bank.
+
+        ``best``: find ``best`` in the same pass, for a later call.
+        """
         betas = [float(beta) for beta in betas]
-        self._pass(gallery, betas)
+        self._pass(gallery, betas, best)
         return [self._kept[id(gallery), ("lse", beta)][1] for beta in betas]
 
     def best(self, gallery: Tensor) -> Tensor:

@@ -208,9 +208,9 @@ class Study(Protocol):
     def _warm(self, task: Task, side: Side) -> None:
         """Let the banks compute in one pass what the grids will ask for."""
         if {"is", "dis", "dual-is", "dual-dis"} & set(self.methods):
-            task.query_bank.logsumexps(side.gallery, self.betas)
+            task.query_bank.logsumexps(side.gallery, self.betas, bool({"dis", "dual-dis"} & set(self.methods)))
         if {"dual-is", "dual-dis"} & set(self.methods):
-            task.gallery_bank.logsumexps(side.gallery, self.gallery_betas)
+            task.gallery_bank.logsumexps(side.gallery, self.gallery_betas, "dual-dis" in self.methods)
         if {"csls", "nnn"} & set(self.methods):
             task.query_bank.top_mean(side.gallery, 1, most=max(CATALOGUE["nnn"].grid["k"]))
 
@@ -282,6 +282,8 @@ class Study(Protocol):
 
     def evaluate(self) -> pd.DataFrame:
         """Report every tuned method once on the test split, with 95 % intervals; return the main table."""
+        for task in itertools.chain(*self.tasks.values()):
+            self._warm(task, task.test)  # the ablations will ask for all of it
         for direction, method in tqdm(list(itertools.product(self.directions, self.methods)), desc="test", leave=False):
             found, bootstrap = self.measure(direction, method), self.bootstrap(self._clusters(direction))
             intervals = {
