@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from reprolib.methods.base import CATALOGUE, Bank, Method, correct, fit
-from reprolib.methods.export import faiss_index
+from reprolib.methods.export import faiss_index, index_topk
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -18,4 +18,4 @@ def catalogue() -> dict[str, str]:
     return {name: method.summary for name, method in CATALOGUE.items()}
 
 
-__all__ = ["CATALOGUE", "Bank", "Method", "catalogue", "correct", "faiss_index", "fit"]
+__all__ = ["CATALOGUE", "Bank", "Method", "catalogue", "correct", "faiss_index", "fit", "index_topk"]
