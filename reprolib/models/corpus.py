@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -170,7 +172,8 @@ def _of_items(
         sample = flat["train"][np.sort(rng.permutation(len(flat["train"]))[:4000])] - centre
         axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :PIXELS]
         image = {split: ((rows - centre) @ axes).astype(np.float32) for split, rows in flat.items()}
-        text = {split: _text_features(part.texts, files, device) for split, part in items.items()}
+        encoder = cache(partial(_encoder, files.name, device))  # loaded once, and only if the cache lacks something
+        text = {split: _text_features(part.texts, files, encoder) for split, part in items.items()}
         made = f"pixels, {PIXELS} principal components"
     return {
         split: Part(image[split], part.texts, text[split], part.relevance, part.image_ids, part.text_ids)
@@ -178,14 +181,18 @@ def _of_items(
     }, made
 
 
-def _text_features(texts: list[str], model: ModelFiles, device: str) -> np.ndarray:
+def _encoder(name: str, device: str) -> Any:
+    from reprolib.models.encoder import load_encoder
+
+    return load_encoder(name, device)
+
+
+def _text_features(texts: list[str], model: ModelFiles, encoder: Callable[[], Any]) -> np.ndarray:
     """Return the text embeddings of a model, from the cache if it holds them."""
     path = paths.cache() / "embeddings" / f"{digest('texts', model.identity, DTYPE, texts)}.safetensors"
     arrays = read_arrays(path)
     if arrays is None:
-        from reprolib.models.encoder import load_encoder
-
-        arrays = {"text": load_encoder(model.name, device).encode_texts(texts)}
+        arrays = {"text": encoder().encode_texts(texts)}
         write_arrays(path, arrays)
     return arrays["text"]
 

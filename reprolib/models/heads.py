@@ -3,25 +3,28 @@
 Parameters carry a leading axis of runs [r, ...], so that the runs of a configuration share every operation. The last
 digits of a batched product depend on r. Runs are therefore always trained ``together`` in the same number, the last
 one being repeated where there are fewer: a run gives the same bytes whatever seeds share its batch (on one machine,
-with one number of threads), and agrees with a run trained alone within rounding (tier C).
+with one number of threads), and agrees with a run trained alone within rounding (tier C). Batches of runs are trained
+side by side, one in a thread.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
 import torch.nn.functional as F
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from reprolib import paths
@@ -41,7 +44,8 @@ VOCABULARY = 2047  # n-grams, words or characters at most, the most frequent one
 LONGEST = {"words": 24, "characters": 64}  # tokens that a sequence encoder reads
 HIDDEN = 128
 CLASSES = 128  # pseudo-classes of PC2 (proj_dim of its release)
-_VERSION = 1  # of the training, in the key of the cache
+_STEPS = 64  # whose texts are gathered at once
+_VERSION = 2  # of the training, in the key of the cache
 DIRECTIONS = ("image->text", "text->image")
 
 
@@ -148,51 +152,78 @@ class Vocabulary:
 
 
 class Texts:
-    """Texts as an encoder takes them: bags of n-grams, sequences of tokens, or frozen features."""
+    """Texts as an encoder takes them: weights of n-grams, sequences of tokens, or frozen features."""
 
-    def __init__(self, head: Head, vocabulary: Vocabulary | None, texts: Sequence[str], features: Any, device: str):
+    def __init__(self, vocabulary: Vocabulary | None, texts: Sequence[str], features: Any, device: str) -> None:
         self.device = device
         if vocabulary is None:
             self.features = torch.as_tensor(features, device=device)
-            return
-        rows = vocabulary.numbers(texts)
-        if vocabulary.kind == "grams":
-            self.starts = torch.as_tensor(np.cumsum([0] + [len(row) for row in rows]), device=device)
-            self.flat = torch.as_tensor(np.concatenate(rows).astype(np.int64), device=device)
+        elif vocabulary.kind == "grams":
+            bag = vocabulary.bag(texts)
+            self.bag = (bag / bag.sum(1)[:, None]).tocsr().astype(np.float32)
         else:
+            rows = vocabulary.numbers(texts)
             longest = min(LONGEST[vocabulary.kind], max(map(len, rows)))
             self.tokens = torch.zeros(len(rows), longest, dtype=torch.int64, device=device)
             for place, row in enumerate(rows):
                 self.tokens[place, : len(row)] = torch.as_tensor(row[:longest])
             self.lengths = torch.as_tensor([min(len(row), longest) for row in rows], device=device)
 
+    def batches(self, rows: Tensor) -> Iterable[Any]:
+        """Return what ``embed_texts`` takes for each of s steps, from rows int64 [s, r, b] of texts.
 
-class _MeanRows(torch.autograd.Function):
-    """Means of rows of a table, by ``embedding_bag``, whose own gradient adds in an order that depends on all runs."""
+        Bags are gathered for all steps at once: a matrix for each step, [r b, r v] for vocabularies of v.
+        """
+        if not hasattr(self, "bag"):
+            return rows
+        s, r, b = rows.shape
+        chosen = self.bag[rows.flatten().cpu().numpy()]
+        shift = self.bag.shape[1] * np.arange(s * r, dtype=np.int32)
+        column = chosen.indices + np.repeat(shift, np.diff(chosen.indptr[::b]))
+        return _sums(column, chosen.indptr, chosen.data, s, r * self.bag.shape[1], self.device)
+
+
+Sums = tuple[Tensor, Tensor, Tensor]  # of rows of a table: which ones, where each sum starts, and their weights
+
+
+def _sums(
+    column: np.ndarray, start: np.ndarray, weight: np.ndarray, steps: int, size: int, device: str
+) -> list[tuple[Sums, Sums]]:
+    """Return each block of a block-diagonal CSR matrix of ``steps`` blocks with ``size`` columns, and its transpose."""
+    matrix = scipy.sparse.csr_array((weight, column, start), shape=(len(start) - 1, steps * size))
+
+    def blocks(whole: scipy.sparse.csr_array) -> list[Sums]:
+        rows, columns = (n // steps for n in whole.shape)
+        ends = whole.indptr[::rows]
+        inside = whole.indices - np.repeat(columns * np.arange(steps, dtype=np.int32), np.diff(ends))
+        index, weight = (torch.as_tensor(part, device=device) for part in (inside, whole.data))
+        starts = torch.as_tensor(whole.indptr[:-1].reshape(steps, rows) - ends[:-1, None], device=device)
+        return [(index[a:b], at, weight[a:b]) for a, b, at in zip(ends[:-1], ends[1:], starts, strict=True)]
+
+    return list(zip(blocks(matrix), blocks(matrix.T.tocsr()), strict=True))
+
+
+class _Product(torch.autograd.Function):
+    """Sums of rows of a table; the gradient is such a sum as well, so that both add in a fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor, offset: Tensor, length: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, length)
-        ctx.size = len(table)
-        return F.embedding_bag(rows, table, offset, mode="mean")
+    def forward(ctx: Any, table: Tensor, sums: Sums, transposed: Sums) -> Tensor:
+        ctx.transposed = transposed
+        return _summed(table, sums)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, length = ctx.saved_tensors
-        each = (gradient / length[:, None]).repeat_interleave(length, dim=0)
-        return torch.ops.aten.embedding_dense_backward(each, rows, ctx.size, -1, False), None, None, None
+        return _summed(gradient.contiguous(), ctx.transposed), None, None
 
 
-def _bags(table: Tensor, texts: Texts, rows: Tensor) -> Tensor:
-    """Return the mean of the vectors ``table`` [r, v, d] of the n-grams of the texts ``rows`` [r, b]: [r, b, d]."""
-    r, v, d = table.shape
-    start = texts.starts[rows].flatten()
-    length = texts.starts[rows + 1].flatten() - start
-    offset = length.cumsum(0) - length
-    shift = v * torch.arange(r, device=rows.device).repeat_interleave(rows.shape[1])
-    token = texts.flat[torch.arange(int(length.sum()), device=rows.device) + (start - offset).repeat_interleave(length)]
-    token = token + shift.repeat_interleave(length)
-    return _MeanRows.apply(table.reshape(r * v, d), token, offset, length).view(r, -1, d)
+def _summed(table: Tensor, sums: Sums) -> Tensor:
+    index, start, weight = sums
+    return F.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
+
+
+def _bags(table: Tensor, batch: tuple[Sums, Sums]) -> Tensor:
+    """Return the mean of the vectors ``table`` [r, v, d] of the n-grams of the texts of a batch, [r, b, d]."""
+    return _Product.apply(table.flatten(0, 1), *batch).view(len(table), -1, table.shape[2])
 
 
 def _sequences(table: Tensor, texts: Texts, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,9 +231,11 @@ def _sequences(table: Tensor, texts: Texts, rows: Tensor) -> tuple[Tensor, Tenso
     r, v, d = table.shape
     longest = int(texts.lengths[rows].max())
     tokens = texts.tokens[rows][:, :, :longest]
-    shifted = tokens + v * torch.arange(r, device=rows.device)[:, None, None]
     inside = torch.arange(longest, device=rows.device) < texts.lengths[rows][:, :, None]
-    return F.embedding(shifted, table.reshape(r * v, d)), inside
+    column = (tokens + v * torch.arange(r, device=rows.device)[:, None, None]).flatten().cpu().numpy().astype(np.int32)
+    start, ones = np.arange(len(column) + 1, dtype=np.int32), np.ones(len(column), dtype=np.float32)
+    (batch,) = _sums(column, start, ones, 1, r * v, texts.device)
+    return _bags(table, batch).view(*tokens.shape, d), inside
 
 
 def _gru(p: Mapping[str, Tensor], x: Tensor, inside: Tensor) -> Tensor:
@@ -286,14 +319,12 @@ def latent_table(vocabulary: Vocabulary, texts: Sequence[str], width: int) -> np
     Right singular vectors times singular values of the bags with logarithmic counts and inverse document frequencies
     (Deerwester et al. 1990), scaled to the root mean square of the random table.
     """
-    from sklearn.utils.extmath import randomized_svd
-
     bag = vocabulary.bag(texts)
     bag.data = np.log1p(bag.data)
     frequency = np.bincount(bag.indices, minlength=bag.shape[1])
     weighted = bag @ scipy.sparse.diags_array(np.log((1 + len(texts)) / (1 + frequency)))
     rank = min(width, min(bag.shape) - 1)
-    _, values, vectors = randomized_svd(weighted, rank, random_state=0)
+    _, values, vectors = svds(weighted, rank, v0=np.ones(min(bag.shape)))
     table = np.zeros((bag.shape[1], width), dtype=np.float32)
     table[:, :rank] = vectors.T * values
     return table * (0.1 / math.sqrt(3)) / np.sqrt((table**2).mean())
@@ -307,15 +338,15 @@ def embed_images(p: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def embed_texts(head: Head, p: Mapping[str, Tensor], texts: Texts, rows: Tensor) -> Tensor:
-    """Return unit embeddings [r, b, d] of the texts ``rows`` int64 [r, b]."""
+def embed_texts(head: Head, p: Mapping[str, Tensor], texts: Texts, batch: Any) -> Tensor:
+    """Return unit embeddings [r, b, d] of a batch of ``texts.batches``."""
     if head.encoder == "frozen":
-        x = texts.features[rows] @ p["text"]
+        x = texts.features[batch] @ p["text"]
     elif head.encoder in ("gru", "transformer"):
-        x, inside = _sequences(p["table"], texts, rows)
+        x, inside = _sequences(p["table"], texts, batch)
         x = _gru(p, x, inside) if head.encoder == "gru" else _transformer(p, x, inside) @ p["text"]
     else:
-        x = _bags(p["table"], texts, rows)
+        x = _bags(p["table"], batch)
         if head.encoder == "mlp":
             x = torch.relu(x + p["table bias"]) @ p["text"]
     return F.normalize(x, dim=-1)
@@ -338,7 +369,7 @@ class Pairs:
         wrong = rng.permutation(len(partner))[: round(head.noise * len(partner))]
         partner[wrong] = partner[np.roll(wrong, 1)]
         self.image, self.text = (partner, self.owner) if self.by_text else (self.owner, partner)
-        self.mismatched = ~np.asarray(part.relevance[self.image, self.text]).ravel()
+        self._part = part
         usable = np.arange(len(partner)) if kept is None else kept
         self._order = usable[np.argsort(self.owner[usable], kind="stable")]
         self._items, self._start, self._count = np.unique(
@@ -348,6 +379,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.owner)
+
+    @property
+    def mismatched(self) -> np.ndarray:
+        """Which pairs are not relevant, bool [pairs]."""
+        return ~np.asarray(self._part.relevance[self.image, self.text]).ravel()
 
     def epoch(self, steps: int, batch: int, partners: int) -> np.ndarray:
         """Return pairs int64 [steps, batch]: items in random order, each with ``partners`` of its pairs in a row.
@@ -367,12 +403,30 @@ class Pairs:
         return self._order[self._start[item][:, None] + place].reshape(steps, batch)
 
 
-def _normalised(head: Head, train: np.ndarray, other: np.ndarray) -> np.ndarray:
-    if head.normalisation == "l2":
-        return other / np.maximum(np.linalg.norm(other, axis=1, keepdims=True), 1e-12)
-    if head.normalisation == "standard":
-        return (other - train.mean(0)) / np.maximum(train.std(0), 1e-6)
-    return other
+@lru_cache(maxsize=16)  # image and text features of four parts under two normalisations
+def _features(part: Part, train: Part, side: str, normalisation: str, device: str) -> Tensor:
+    """Return the features of one ``side`` of a part, float32; runs that train side by side share them."""
+    found, of = getattr(part, side), getattr(train, side)
+    if normalisation == "l2":
+        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    elif normalisation == "standard":
+        found = (found - of.mean(0)) / np.maximum(of.std(0), 1e-6)
+    return torch.as_tensor(found.astype(np.float32), device=device)
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(part: Part, kind: str) -> Vocabulary:
+    return Vocabulary(part.texts, kind)
+
+
+@lru_cache(maxsize=16)
+def _texts(vocabulary: Vocabulary, part: Part, device: str) -> Texts:
+    return Texts(vocabulary, part.texts, None, device)
+
+
+@lru_cache(maxsize=8)
+def _latent(part: Part, kind: str, width: int) -> np.ndarray:
+    return latent_table(_vocabulary(part, kind), part.texts, width)
 
 
 class _Training:
@@ -382,39 +436,55 @@ class _Training:
         self.corpus, self.heads, self.head, self.device = corpus, heads, heads[0], device
         head, train = heads[0], corpus.train
         self.vocabulary = None
+        kind = head.tokens if head.encoder in ("gru", "transformer") else "grams"
         if head.encoder != "frozen":
             if train.texts is None:
                 raise InputError(f"{corpus.name} holds no texts: valid is the encoder 'frozen', not {head.encoder!r}")
-            kind = head.tokens if head.encoder in ("gru", "transformer") else "grams"
-            self.vocabulary = Vocabulary(train.texts, kind)
+            self.vocabulary = _vocabulary(train, kind)
         elif train.text is None:
             raise InputError(f"{corpus.name} holds no text features: the encoder 'frozen' is not valid for it")
         self.images, self.texts = self.inputs(train)
         width = train.text.shape[1] if self.vocabulary is None else self.vocabulary.size
         table = None
         if head.initialisation == "svd" and self.vocabulary is not None:
-            wide = HIDDEN if head.encoder == "mlp" else head.dimension
-            table = latent_table(self.vocabulary, train.texts, wide)
+            table = _latent(train, kind, HIDDEN if head.encoder == "mlp" else head.dimension)
         self.p = initial(heads, train.image.shape[1], width, table, device)
         self.runs = torch.arange(len(heads), device=device)[:, None]
 
     def inputs(self, part: Part) -> tuple[Tensor, Texts]:
-        features = _normalised(self.head, self.corpus.train.image, part.image).astype(np.float32)
-        text = None if part.text is None else _normalised(self.head, self.corpus.train.text, part.text)
-        text = None if text is None else text.astype(np.float32)
-        return torch.as_tensor(features, device=self.device), Texts(
-            self.head, self.vocabulary, part.texts or [], text, self.device
+        image, text = (
+            partial(_features, part, self.corpus.train, side, self.head.normalisation, self.device)
+            for side in ("image", "text")
         )
+        if self.vocabulary is not None:
+            return image(), _texts(self.vocabulary, part, self.device)
+        return image(), Texts(None, (), text(), self.device)
 
     def every_text(self, texts: Texts, count: int) -> Tensor:
         """Return the embeddings [r, count, d] of all texts."""
-        rows = torch.arange(count, device=self.device).expand(len(self.heads), -1)
-        return torch.cat([embed_texts(self.head, self.p, texts, part) for part in rows.split(1024, dim=1)], dim=1)
+        rows = torch.arange(count, device=self.device).expand(1, len(self.heads), -1)
+        parts = [batch for part in rows.split(1024, dim=2) for batch in texts.batches(part)]
+        return torch.cat([embed_texts(self.head, self.p, texts, batch) for batch in parts], dim=1)
 
-    def pair_embeddings(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings of images and texts of the pairs int64 [r, b]."""
-        image, text = self.image_of[self.runs, pairs], self.text_of[self.runs, pairs]
-        return embed_images(self.p, self.images[image]), embed_texts(self.head, self.p, self.texts, text)
+    @torch.no_grad()
+    def embed(self, part: Part, inputs: tuple[Tensor, Texts]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings [r, n, d] of all images and [r, m, d] of all texts of a part."""
+        return embed_images(self.p, inputs[0]), self.every_text(inputs[1], part.relevance.shape[1])
+
+    @torch.no_grad()
+    def all_pairs(self) -> tuple[Tensor, Tensor]:
+        """Return the embeddings [r, pairs, d] of the images and of the texts of all training pairs."""
+        image, text = self.embed(self.corpus.train, (self.images, self.texts))
+        sides = ((image, self.image_of), (text, self.text_of))
+        return tuple(torch.stack([x[rows] for x, rows in zip(*side, strict=True)]) for side in sides)
+
+    def batches(self, drawn: np.ndarray) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Yield for every step of ``drawn`` int64 [steps, r, b] its pairs and the embeddings of their two sides."""
+        for pairs in torch.as_tensor(drawn, device=self.device).split(_STEPS):
+            images, texts = self.image_of[self.runs, pairs], self.texts.batches(self.text_of[self.runs, pairs])
+            for step, image, text in zip(pairs, images, texts, strict=True):
+                features = self.images.index_select(0, image.flatten()).view(*image.shape, -1)
+                yield step, embed_images(self.p, features), embed_texts(self.head, self.p, self.texts, text)
 
     def fit(
         self, kept: Sequence[np.ndarray | None], checkpoint: Callable[[], None], tick: Callable[[int], None]
@@ -430,28 +500,48 @@ class _Training:
         loss = None if robust else loss_named(head.loss)
         partners = loss.partners if loss else 1
         steps = max(1, min(self.corpus.train.relevance.shape) // head.batch)
-        fused = {"fused": True} if self.device == "cpu" or self.device.startswith("cuda") else {}
-        optimiser = torch.optim.Adam(p.values(), lr=head.learning_rate, **fused)
+        optimiser = _Adam(p.values(), head.learning_rate)
         due = set(checkpoints(head))
         for epoch in range(head.epochs):
             if robust:
                 robust.split(epoch)
             drawn = np.stack([one.epoch(steps, head.batch, partners) for one in pairs], axis=1)
-            for step in torch.as_tensor(drawn, device=self.device):
-                image, text = self.pair_embeddings(step)
+            for step, image, text in self.batches(drawn):
                 if robust:
                     value = robust.loss(image, text, step, epoch)
                 else:
                     rows, columns = (text, image) if pairs[0].by_text else (image, text)
                     scale = p["scale"].clamp(max=math.log(100)).exp().float()
                     value = loss.value(Batch(rows, columns, scale, partners, epoch >= head.hard_from))
-                optimiser.zero_grad(set_to_none=True)
-                value.sum().backward()
-                optimiser.step()
+                optimiser.step(value.sum())
             tick(steps * len(set(self.heads)))
             if epoch + 1 in due:
-                with torch.no_grad():
-                    checkpoint()
+                checkpoint()
+
+
+class _Adam:
+    """Adam (Kingma and Ba, ICLR 2015) by torch's fused step. ``torch.optim`` loads a compiler first: seconds of it."""
+
+    def __init__(self, parameters: Iterable[Tensor], rate: float) -> None:
+        self.rate, self.parameters = rate, list(parameters)
+        self.mean, self.square = ([torch.zeros_like(p) for p in self.parameters] for _ in range(2))
+        self.count = torch.zeros((), device=self.parameters[0].device)
+
+    def step(self, loss: Tensor) -> None:
+        """Take a step down the gradient of ``loss``; a parameter that it does not depend on stays as it is."""
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        self.count += 1
+        with torch.no_grad():
+            for kind in dict.fromkeys(p.dtype for p in self.parameters):  # the step takes one type at a time
+                some = [
+                    of for of in zip(self.parameters, gradients, self.mean, self.square, strict=True)
+                    if of[0].dtype == kind and of[1] is not None
+                ]  # fmt: skip
+                if some:
+                    torch._fused_adam_(
+                        *map(list, zip(*some, strict=True)), [], [self.count] * len(some), lr=self.rate, beta1=0.9,
+                        beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+                    )  # fmt: skip
 
 
 def checkpoints(head: Head, count: int = 4) -> list[int]:
@@ -467,7 +557,8 @@ class _PC2:
     pseudo-classes; the label joins the probability of being clean with that of a steady pseudo-class distribution
     (oscillation: divergence from the last one). From half of the epochs on, a pair that is not clean takes the text
     of the clean pair in the batch whose image is nearest in pseudo-class, with that similarity as label (0 below
-    0.5). The release trains two networks that split the pairs for each other; here is one.
+    0.5). The release trains two networks that split the pairs for each other. Nothing above needs the second one, so
+    here is one: what co-teaching adds is not part of what is compared.
     """
 
     def __init__(self, training: _Training) -> None:
@@ -475,7 +566,7 @@ class _PC2:
         r, pairs = training.image_of.shape
         self.clean = torch.ones(r, pairs, dtype=torch.bool, device=training.device)
         self.label = torch.ones(r, pairs, device=training.device)
-        self.last: Tensor | None = None
+        self.last: list[Tensor] = []
 
     def classes(self, image: Tensor) -> Tensor:
         return image @ self.training.p["classes"]
@@ -485,23 +576,23 @@ class _PC2:
         """Find the clean pairs and their labels."""
         if epoch == 0:
             return
-        training, (r, count) = self.training, self.clean.shape
-        loss, now = torch.zeros(r, count), torch.zeros(r, count, CLASSES)
-        order = [np.random.default_rng([head.seed, 3, epoch]).permutation(count) for head in training.heads]
-        for part in torch.as_tensor(np.stack(order), device=training.device).split(training.head.batch, dim=1):
-            image, text = training.pair_embeddings(part)
-            loss.scatter_(1, part.cpu(), _mean_hinges(image @ text.transpose(1, 2)).cpu())
-            at = part.cpu()[:, :, None].expand(-1, -1, CLASSES)
-            now.scatter_(1, at, self.classes(image).softmax(-1).cpu())
-        steady = None
-        if self.last is not None:
-            steady = (now * (now.clamp(min=1e-12).log() - self.last.clamp(min=1e-12).log())).sum(-1)
-        self.last = now
-        for run in range(r):
-            good = low_component(loss[run].double().numpy(), training.heads[run].seed)
+        training, count = self.training, self.clean.shape[1]
+        image, text = training.all_pairs()
+        last, self.last = self.last, []
+        for run, head in enumerate(training.heads):
+            now = (image[run] @ training.p["classes"][run]).log_softmax(-1)
+            self.last.append(now)
+            order = torch.as_tensor(np.random.default_rng([head.seed, 3, epoch]).permutation(count), device=now.device)
+            loss = torch.empty(count, device=now.device)
+            whole = count // head.batch * head.batch
+            for part in filter(len, (order[:whole], order[whole:])):
+                size = min(head.batch, len(part))
+                rows, columns = (x[run, part].view(-1, size, x.shape[2]) for x in (image, text))
+                loss[part] = _mean_hinges(rows @ columns.transpose(1, 2)).flatten()
+            good = low_component(loss.double().cpu().numpy())
             label = good * (good > 0.5)
-            if steady is not None:
-                still = low_component(steady[run].double().numpy(), training.heads[run].seed)
+            if last:
+                still = low_component((now.exp() * (now - last[run])).sum(-1).double().cpu().numpy())
                 label = label + (1 - good) * still * (still > 0.5)
             self.clean[run] = torch.as_tensor(good > 0.5)
             self.label[run] = torch.as_tensor(label, dtype=torch.float32)
@@ -544,23 +635,46 @@ def _mean_hinges(scores: Tensor) -> Tensor:
     return rows.mean(2) + columns.mean(1)
 
 
-def low_component(values: np.ndarray, seed: int) -> np.ndarray:
+def low_component(values: np.ndarray) -> np.ndarray:
     """Return for each value [n] the probability of the lower component of a two-component Gaussian mixture.
 
-    Values are scaled to [0, 1] first; settings of the mixture as released (pc2/co_train.py). Ones if all are equal.
+    Values are scaled to [0, 1] first; settings as released (pc2/co_train.py): ten iterations at most, until the mean
+    log likelihood gains less than 0.01, 5e-4 added to the variances. It starts from the best division in two (least
+    squares), which the k-means of the release searches for. Ones if all values are equal.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    spread = values.max() - values.min()
-    if not spread > 0:
+    if not np.ptp(values) > 0:
         return np.ones(len(values))
-    scaled = ((values - values.min()) / spread)[:, None]
-    mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations, as released
-        mixture.fit(scaled)
-    return mixture.predict_proba(scaled)[:, mixture.means_[:, 0].argmin()]
+    x = (values - values.min()) / np.ptp(values)
+    ordered, n = np.sort(x), len(x)
+    below, size = ordered.cumsum()[:-1], np.arange(1, n)
+    between = below**2 / size + (ordered.sum() - below) ** 2 / (n - size)
+    high, before = (x > ordered[between.argmax()]).astype(float), -np.inf
+    for _ in range(10):
+        parameters = _maximised(x, high)
+        high, now = _expected(x, *parameters)
+        if abs(now - before) < 1e-2:
+            break
+        before = now
+    mean, *rest = _maximised(x, high)
+    high, _ = _expected(x, mean, *rest)
+    return 1 - high if mean[0] < mean[1] else high
+
+
+def _maximised(x: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, variance and share of both components, float64 [2], from the probabilities of the second."""
+    weight = np.stack([1 - high, high])
+    total = weight.sum(1)
+    mean = (weight * x).sum(1) / total
+    variance = (weight * (x - mean[:, None]) ** 2).sum(1) / total + 5e-4
+    return mean, variance, total / len(x)
+
+
+def _expected(x: np.ndarray, mean: np.ndarray, variance: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the probability of the second component for each value, and the mean log likelihood."""
+    constant = np.log(share) - 0.5 * np.log(2 * np.pi * variance)
+    log = constant[:, None] - 0.5 * (x - mean[:, None]) ** 2 / variance[:, None]
+    both = np.logaddexp(*log)
+    return np.exp(log[1] - both), float(both.mean())
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -568,19 +682,29 @@ def low_component(values: np.ndarray, seed: int) -> np.ndarray:
 
 def recall(image: Tensor, text: Tensor, relevance: scipy.sparse.csr_array) -> list[float]:
     """Return R@1 of unit rows ``image`` [n, d] and ``text`` [m, d] from canonical scores, as ``DIRECTIONS``."""
-    scores = Scorer(image, text).canonical(slice(0, len(image))).cpu().numpy()
-    by_image, by_text = scores.argmax(1), scores.argmax(0)  # the first of equal scores, as everywhere
-    forward = relevance[np.arange(len(by_image)), by_image].mean()
-    return [float(forward), float(relevance[by_text, np.arange(len(by_text))].mean())]
+    scorer = Scorer(image, text)
+    scores, error = scorer.block(slice(0, len(image))), scorer.error_bound()
+    pair = [torch.as_tensor(axis.astype(np.int64), device=scores.device) for axis in relevance.nonzero()]
+    own = scorer.pairs(*pair)
+    scores[tuple(pair)] = -torch.inf
+    found = []
+    for axis, line in ((1, pair[0]), (0, pair[1])):
+        rival = scores.amax(axis)
+        ahead = torch.full_like(rival, -torch.inf).scatter_reduce(0, line, own, "amax") - rival
+        hit = ahead > error
+        for place in (ahead.abs() <= error).nonzero().flatten().tolist():  # too close for a float32 product
+            others = torch.arange(scores.shape[axis], device=scores.device)
+            both = (torch.full_like(others, place), others)
+            first = scorer.pairs(*(both if axis else both[::-1])).cpu().numpy().argmax()
+            hit[place] = bool(relevance[(place, first) if axis else (first, place)])
+        found.append(float(hit.double().mean()))
+    return found
 
 
 def alignment(training: _Training) -> np.ndarray:
     """Return the cosine of every training pair under each run, float32 [r, pairs]."""
-    runs, count = training.image_of.shape
-    every = torch.arange(count, device=training.device).expand(runs, -1)
-    with torch.no_grad():
-        parts = [training.pair_embeddings(part) for part in every.split(1024, dim=1)]
-    return torch.cat([(image * text).sum(-1) for image, text in parts], dim=1).cpu().numpy()
+    image, text = training.all_pairs()
+    return (image * text).sum(-1).cpu().numpy()
 
 
 def train(
@@ -617,12 +741,9 @@ def _train(
     parts = {name: (getattr(corpus, name), training.inputs(getattr(corpus, name))) for name in ("validation", "test")}
     curves: dict[str, list[list[list[float]]]] = {name: [] for name in parts}
 
-    def embedded(part: Part, inputs: tuple[Tensor, Texts]) -> tuple[Tensor, Tensor]:
-        return embed_images(training.p, inputs[0]), training.every_text(inputs[1], part.relevance.shape[1])
-
     def checkpoint() -> None:
         for name, (part, inputs) in parts.items():
-            both = zip(*embedded(part, inputs), strict=True)
+            both = zip(*training.embed(part, inputs), strict=True)
             curves[name].append([recall(image, text, part.relevance) for image, text in both])
 
     training.fit(kept, checkpoint, tick)
@@ -630,10 +751,10 @@ def _train(
     image = text = sentences = nothing
     with torch.no_grad():
         if embeddings:
-            whole = embedded(corpus.whole, training.inputs(corpus.whole))
+            whole = training.embed(corpus.whole, training.inputs(corpus.whole))
             image, text = (side.cpu().numpy() for side in whole)
         if probe and training.vocabulary is not None:
-            texts = Texts(head, training.vocabulary, probe, None, device)
+            texts = Texts(training.vocabulary, probe, None, device)
             sentences = training.every_text(texts, len(probe)).cpu().numpy()
     validation, test = (np.array(curves[name]).transpose(1, 0, 2) for name in parts)
     return [Run(*arrays) for arrays in zip(validation, test, image, text, sentences, strict=True)]
@@ -683,14 +804,33 @@ def runs(
             tick(steps_of(corpus, head))
         else:
             groups.setdefault(replace(head, seed=0), []).append(head)
-    for group in groups.values():
-        for start in range(0, len(group), TOGETHER):
-            some = group[start : start + TOGETHER]
-            for head, run in zip(
-                some, train(corpus, some, device=device, embeddings=embeddings, probe=probe, tick=tick), strict=True
-            ):
-                write_arrays(paths_of[head], {entry.name: getattr(run, entry.name) for entry in fields(Run)})
-                found[head] = run
+    together = [group[at : at + TOGETHER] for group in groups.values() for at in range(0, len(group), TOGETHER)]
+    together.sort(key=lambda some: some[0].loss != PC2 and some[0].keep == 1)  # the longest first
+    guard, stopped = Lock(), Event()
+
+    def counted(steps: int) -> None:
+        with guard:
+            if stopped.is_set():
+                raise CancelledError
+            tick(steps)
+
+    def one(some: list[Head]) -> None:
+        made = train(corpus, some, device=device, embeddings=embeddings, probe=probe, tick=counted)
+        for head, run in zip(some, made, strict=True):
+            write_arrays(paths_of[head], {entry.name: getattr(run, entry.name) for entry in fields(Run)})
+            found[head] = run
+
+    # Small operations: threads that share each of them mostly wait, so every batch of runs has one to itself.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads if device == "cpu" else 1)
+    try:
+        for done in as_completed([pool.submit(one, some) for some in together]):
+            done.result()
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     return [found[head] for head in heads]
 
 

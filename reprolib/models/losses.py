@@ -68,11 +68,10 @@ def hinges(scores: Tensor, negative: Tensor, margin: Tensor | float = MARGIN, *,
     (fartashf/vsepp, model.py, ContrastiveLoss) the batch is summed. ``margin`` is a number, or [r, n] per pair.
     """
     own = scores.diagonal(dim1=1, dim2=2) - margin
-    costs = ((scores - own[:, :, None]).clamp(min=0), (scores - own[:, None, :]).clamp(min=0))
-    costs = tuple(cost.masked_fill(~negative, 0) for cost in costs)
+    scores = scores.masked_fill(~negative, -torch.inf)
     if hardest:
-        return costs[0].amax(2).sum(1) + costs[1].amax(1).sum(1)
-    return costs[0].sum((1, 2)) + costs[1].sum((1, 2))
+        return sum((scores.amax(axis) - own).clamp(min=0).sum(1) for axis in (2, 1))
+    return sum((scores - line).clamp(min=0).sum((1, 2)) for line in (own[:, :, None], own[:, None, :]))
 
 
 def info_nce(scores: Tensor, scale: Tensor | float, partners: int = 1) -> Tensor:
@@ -82,7 +81,8 @@ def info_nce(scores: Tensor, scale: Tensor | float, partners: int = 1) -> Tensor
     """
     target = same_item(scores.shape[1], partners, scores.device) / partners
     logits = scale * scores
-    return -sum((logits.log_softmax(axis) * target).sum((1, 2)) for axis in (1, 2)) / (2 * scores.shape[1])
+    log = logits.log_softmax(1) + logits.log_softmax(2)
+    return -(log * target).sum((1, 2)) / (2 * scores.shape[1])
 
 
 def sdm(scores: Tensor, same: Tensor, scale: float = 1 / SDM_TEMPERATURE, *, released: bool = False) -> Tensor:

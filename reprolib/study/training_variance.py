@@ -275,7 +275,7 @@ class Study(Protocol):
         return ("word overlap", first, second, scores) if len(np.unique(scores)) > 2 else None
 
     def overview(self) -> pd.DataFrame:
-        """Return the sizes of every part, and how many runs the study takes."""
+        """Return the sizes of every part, and how many runs and steps the study takes."""
         parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test,
                  "whole test": self.data.whole}  # fmt: skip
         rows = [
@@ -288,7 +288,8 @@ class Study(Protocol):
             for name, part in parts.items()
         ]
         frame = pd.DataFrame(rows)
-        return frame.assign(features=self.data.model, runs=len(self.heads))
+        steps = sum(steps_of(self.data, head) for head in self.heads)
+        return frame.assign(features=self.data.model, runs=len(self.heads), steps=steps)
 
     @cached_property
     def heads(self) -> list[Head]:
@@ -299,15 +300,26 @@ class Study(Protocol):
         every = [self.base, *single, *mixed, *self.noisy.values(), *self.curated.values()]
         return [one for head in dict.fromkeys(every) for one in self.seeded(head)]
 
-    def train(self) -> pd.DataFrame:
-        """Train whatever is not in the cache, with a bar that shows the time left; return R@1 of every run."""
+    def share_of_heads(self, share: int, shares: int) -> list[Head]:
+        """Return every ``shares``-th configuration with all its seeds, from number ``share`` (0 is the first)."""
+        if not 0 <= share < shares:
+            raise InputError(f"share {share} of {shares}: valid is 0 to {shares - 1}")
+        configurations = [self.heads[at : at + self.n_seeds] for at in range(0, len(self.heads), self.n_seeds)]
+        return [head for heads in configurations[share::shares] for head in heads]
+
+    def train(self, share: int = 0, shares: int = 1) -> pd.DataFrame:
+        """Train whatever is not in the cache, with a bar that shows the time left; return R@1 of every run.
+
+        With ``shares``, one share of the configurations only: a study of all of them then finds them in the cache.
+        """
+        wanted = self.share_of_heads(share, shares)
         detailed = [one for head in self.levels["encoder"].values() for one in self.seeded(head)] \
             if "encoder" in self.levels else self.seeded(self.base)  # fmt: skip
-        rest = [head for head in self.heads if head not in set(detailed)]
+        parts = ([head for head in wanted if (head in set(detailed)) == more] for more in (True, False))
         probe = [] if self.reference is None else [*self.reference[1], *self.reference[2]]
-        total = sum(steps_of(self.data, head) for head in self.heads)
+        total = sum(steps_of(self.data, head) for head in wanted)
         with tqdm(total=total, desc="training", unit="step", unit_scale=True, leave=False) as bar:
-            for heads, more in ((detailed, {"embeddings": True, "probe": probe}), (rest, {})):
+            for heads, more in zip(parts, ({"embeddings": True, "probe": probe}, {}), strict=True):
                 trained = runs(self.data, heads, device=self.device, tick=bar.update, **more)
                 self.found |= dict(zip(heads, trained, strict=True))
         return self.frame()
@@ -582,6 +594,39 @@ class Study(Protocol):
     def save(self) -> Path:
         """Write all artefacts of the study into the run's folder and return it."""
         return super().save(runs=self.frame(), seeds=self.distributions())
+
+
+def trained(
+    *,
+    share: int = 0,
+    shares: int = 1,
+    dataset: str = "glyphs",
+    features: str = "pixels",
+    full: bool = True,
+    n_seeds: int = 10,
+    epochs: int = 4,
+    dimension: int = 32,
+    batch: int = 128,
+    learning_rate: float = 1e-2,
+    views: int = 4,
+    per_item: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Train a share of the configurations of the study into the cache; return R@1 of each, a point of a sweep.
+
+    ``reprolib.study.training_variance:trained`` with share 0 to shares - 1 does the training of the full grid in
+    parts. The study with the same parameters then only evaluates.
+    """
+    study = Study(
+        dataset=dataset, features=features, full=full, n_seeds=n_seeds, epochs=epochs, dimension=dimension, batch=batch,
+        learning_rate=learning_rate, views=views, per_item=per_item, seed=seed, device=device,
+    )  # fmt: skip
+    study.train(share, shares)
+    for head in study.share_of_heads(share, shares)[::n_seeds]:
+        about = {name: value for name, value in asdict(head).items() if name != "seed"}
+        study._both("trained", study.values(head), head.loss, **about)
+    return study.rows
 
 
 def selected(run: Run, how: str) -> np.ndarray:

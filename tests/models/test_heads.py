@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.mixture import GaussianMixture
 
 from reprolib.errors import InputError
 from reprolib.models import heads
 from reprolib.models.corpus import Corpus, Part, load_corpus
 from reprolib.models.heads import ENCODERS, PC2, Head, Pairs, Texts, Vocabulary, runs, train
 from reprolib.models.losses import LOSSES
+from reprolib.ranking import Scorer
 
 WORDS = (
     "red", "green", "blue", "black", "white", "small", "large", "old", "new", "round", "square", "open", "closed",
@@ -83,6 +86,7 @@ def test_a_stopped_study_goes_on_and_a_damaged_run_is_trained_again(
 ) -> None:
     monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path))
     monkeypatch.setattr(heads, "TOGETHER", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # one batch of runs after the other
     wanted = seeded(SMALL, 0, 1, 2, 3)
     calls: list[int] = []
 
@@ -107,6 +111,58 @@ def test_a_stopped_study_goes_on_and_a_damaged_run_is_trained_again(
     monkeypatch.setattr(heads, "TOGETHER", 2)
     files[0].write_bytes(kept[files[0]][:-3])
     assert bytes_of(runs(corpus, wanted)[0]) == bytes_of(whole[0]) and files[0].read_bytes() == kept[files[0]]
+
+
+def test_runs_side_by_side_are_those_of_one_thread_and_an_error_ends_all(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "TOGETHER", 2)
+    wanted = [*seeded(SMALL, 0, 1, 2), *seeded(replace(SMALL, noise=0.2), 0, 1), *seeded(replace(SMALL, loss=PC2), 5)]
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path / str(threads)))
+        torch.set_num_threads(threads)
+        try:
+            found.append([bytes_of(run) for run in runs(corpus, wanted, embeddings=True)])
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="a batch takes 128 items"):
+        runs(corpus, [*seeded(replace(SMALL, learning_rate=0.1), 0), replace(SMALL, batch=128)])
+
+
+def test_the_step_is_that_of_adam_and_leaves_alone_what_the_loss_does_not_depend_on() -> None:
+    torch.manual_seed(0)
+    values = [torch.randn(3, 4), torch.randn(2, dtype=torch.float64), torch.randn(5)]
+    own, theirs = ([value.clone().requires_grad_() for value in values] for _ in range(2))
+    ours, reference = heads._Adam(own, 0.01), torch.optim.Adam(theirs, lr=0.01)
+    for _ in range(4):
+        ours.step(own[0].pow(2).sum() + own[1].sin().sum())
+        reference.zero_grad()
+        (theirs[0].pow(2).sum() + theirs[1].sin().sum()).backward()
+        reference.step()
+    for one, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert own[2].equal(values[2])
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 999), partners=st.sampled_from([1, 3]), levels=st.sampled_from([1, 2, 50]))
+def test_recall_is_that_of_canonical_scores_with_ties_by_index(seed: int, partners: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, text = (  # rows that repeat, or differ by less than a float32 product tells
+        torch.from_numpy((rng.integers(levels, size=(n, 1)) * 1e-7 + rng.integers(-2, 3, size=(n, 8))) / 7).float()
+        for n in (12, 12 * partners)
+    )
+    relevance = part("a", 12, partners, 0).relevance
+    scores = Scorer(image, text).canonical(slice(0, 12)).numpy()
+    first, second = scores.argmax(1), scores.argmax(0)
+    slow = [
+        np.mean([relevance[i, first[i]] for i in range(12)]),
+        np.mean([relevance[i, j] for j, i in enumerate(second)]),
+    ]
+    assert heads.recall(image, text, relevance) == pytest.approx(slow, abs=1e-12)
 
 
 def test_the_key_of_a_run_holds_all_that_decides_it(corpus: Corpus) -> None:
@@ -172,9 +228,32 @@ def test_filtering_drops_mismatched_pairs_and_a_random_share_does_not(corpus: Co
 def test_the_mixture_separates_low_from_high() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0.1, 0.02, 80), rng.normal(0.9, 0.05, 40)])
-    low = heads.low_component(values, 0)
+    low = heads.low_component(values)
     assert (low[:80] > 0.5).all() and (low[80:] < 0.5).all()
-    assert heads.low_component(np.full(5, 0.3), 0).tolist() == [1] * 5
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 999), apart=st.sampled_from([0.2, 1.0, 3.0]))
+def test_the_mixture_is_that_of_scikit_learn_from_the_best_division(seed: int, apart: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([rng.normal(0, 1, 60), rng.normal(apart, 0.5, 30)])
+    x = (values - values.min()) / np.ptp(values)
+    divisions = [x > cut for cut in np.sort(x)[:-1]]
+    high = min(divisions, key=lambda d: x[d].var() * d.sum() + x[~d].var() * (~d).sum())
+    groups = [x[~high], x[high]]
+    mixture = GaussianMixture(
+        2, max_iter=10, tol=1e-2, reg_covar=5e-4, weights_init=[len(g) / len(x) for g in groups],
+        means_init=[[g.mean()] for g in groups], precisions_init=[[[1 / (g.var() + 5e-4)]] for g in groups],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mixture.fit(x[:, None])
+    exact = mixture.predict_proba(x[:, None])[:, mixture.means_[:, 0].argmin()]
+    np.testing.assert_allclose(heads.low_component(values), exact, atol=1e-6)
+
+
+def test_equal_values_are_all_of_the_lower_component() -> None:
+    assert heads.low_component(np.full(5, 0.3)).tolist() == [1] * 5
 
 
 def slow_pc2(
@@ -245,9 +324,10 @@ def test_the_loss_of_pc2_is_its_loop(epoch: int) -> None:
 def test_bags_are_means_of_the_vectors_of_known_grams() -> None:
     texts = ["red green", "green", "purple!"]
     vocabulary = Vocabulary(texts[:2], "grams")
-    inputs = Texts(SMALL, vocabulary, texts, None, "cpu")
+    inputs = Texts(vocabulary, texts, None, "cpu")
     table = torch.randn(2, vocabulary.size, 16, generator=torch.Generator().manual_seed(0))
-    found = heads._bags(table, inputs, torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    (batch,) = inputs.batches(torch.tensor([[[0, 1, 2], [2, 1, 0]]]))
+    found = heads._bags(table, batch)
     for run, rows in enumerate(([0, 1, 2], [2, 1, 0])):
         for place, row in enumerate(rows):
             known = [vocabulary.number[g] for g in heads.grams(texts[row]) if g in vocabulary.number] or [0]

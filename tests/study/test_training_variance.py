@@ -12,7 +12,7 @@ import scipy.stats
 from reprolib.errors import InputError
 from reprolib.metrics.variance import components, expected_range
 from reprolib.models.heads import PC2, Head
-from reprolib.study import records, training_variance
+from reprolib.study import records, sweep, training_variance
 from reprolib.study.ledger import claims
 from reprolib.study.records import Record
 from reprolib.study.training_variance import (
@@ -23,6 +23,7 @@ from reprolib.study.training_variance import (
     read_sts,
     seed_tables,
     selected,
+    trained,
 )
 from reprolib.study.verdicts import margins
 
@@ -146,6 +147,31 @@ def test_every_run_is_trained_once_with_every_seed_by_what_the_data_allows(study
     assert len(study.heads) == len(set(study.heads)) == len(study.found)
     assert {head.seed for head in study.heads} == {0, 1, 2}
     assert study.encoders == ["frozen"] and "initialisation" not in study.levels
+
+
+def test_the_full_grid_is_trained_in_parts_that_the_study_finds_again(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = [study.share_of_heads(share, 4) for share in range(4)]
+    assert sorted(map(repr, study.heads)) == sorted(repr(head) for share in shares for head in share)
+    assert all(len(share) % 3 == 0 for share in shares)
+    with pytest.raises(InputError, match="valid is 0 to 3"):
+        study.share_of_heads(4, 4)
+    (tmp_path / "sweep.yaml").write_text(
+        "point: reprolib.study.training_variance:trained\nparameters: {shares: 8}\n"
+        "grid: {share: [0, 1, 2, 3, 4, 5, 6, 7]}\n"
+    )
+    assert len(sweep.jobs_of(sweep.read(tmp_path / "sweep.yaml"))) == 8
+
+    monkeypatch.setenv("REPROLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr("reprolib.models.heads.TOGETHER", 3)
+    monkeypatch.setattr(training_variance, "load_corpus", lambda *a, **k: study.data)
+    small = {name: value for name, value in TINY.items() if name in ("n_seeds", "epochs", "dimension", "batch")}
+    rows = [trained(share=share, shares=2, full=False, **small) for share in (0, 1)]
+    assert all(Record.model_validate(row).table == "trained" for part in rows for row in part)
+    monkeypatch.setattr("reprolib.models.heads.train", lambda *a, **k: pytest.fail("nothing is left to train"))
+    whole = Study(**small)
+    assert len(whole.train()) == 6 * len(whole.heads) and len(rows[0]) + len(rows[1]) == 2 * len(whole.heads) // 3
 
 
 def test_published_seeds_are_those_of_the_readme() -> None:
