@@ -1,4 +1,4 @@
-# make reproduce | figures | test | test-browser | lint | lab | report | replay | reference | lock | glyph-clip | emoji-clip | benchmark | clean
+# make reproduce | figures | test | test-browser | picture | lint | lab | report | replay | reference | lock | glyph-clip | emoji-clip | benchmark | clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
 export GOMP_SPINCOUNT ?= 20000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: reproduce figures report replay reference test test-browser lint lab lock glyph-clip emoji-clip benchmark install clean
+.PHONY: reproduce figures report replay reference test test-browser picture lint lab lock glyph-clip emoji-clip benchmark install clean
 .DEFAULT_GOAL := reproduce
 
 install: $(STAMP)
@@ -49,6 +49,12 @@ test: $(STAMP)
 # JupyterLab in headless Chromium; skipped where there is none.
 test-browser: $(STAMP)
 	$(BIN)/python -m pytest tests/browser
+
+# The README's picture, from the explorer in a browser.
+picture: $(STAMP)
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	REPROLIB_SCREENSHOTS=$$folder $(BIN)/python -m pytest tests/browser/test_start_here.py -k plays; \
+	cp "$$folder/explorer.png" docs/
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -32,7 +32,19 @@ IMPORTED_AS = {
     "open_clip": "open-clip-torch",
     "resvg_py": "resvg-py",
 }
-LAYERS = ("cli", "data_cli", "explore", "study", "figures", "methods", "models", "loaders", "metrics", "ranking", "mapped")
+LAYERS = (
+    "cli",
+    "data_cli",
+    "explore",
+    "study",
+    "figures",
+    "methods",
+    "models",
+    "loaders",
+    "metrics",
+    "ranking",
+    "mapped",
+)
 SOURCES = sorted((ROOT / "reprolib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

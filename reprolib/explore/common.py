@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import html
 import io
 import shlex
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import numpy as np
+from IPython import get_ipython
 from IPython.display import display
 
 from reprolib.errors import InputError, ReprolibError, nearest
@@ -26,6 +30,9 @@ from reprolib.study.parameters import EMBEDDING_SUFFIXES
 from reprolib.study.records import run_directory
 
 Source = str | Path | tuple[np.ndarray, np.ndarray]
+Step = Callable[[str], object]  # told what is about to be done; what it raises ends the work
+_REST = 0.5  # seconds without anything to do before what may be asked for next is computed
+_SAID = 0.2  # seconds between two words of progress
 
 # Colours are those of the page, so that a dark theme stays dark; the frames are those of the figures.
 STYLE = """<style>
@@ -92,7 +99,7 @@ class Work:
     ``busy`` is called with True and False as work starts and ends, ``fail`` with the sentence of an error.
     """
 
-    def __init__(self, busy: Callable[[bool], object], fail: Callable[[str], object]) -> None:
+    def __init__(self, busy: Callable[[bool], object] = bool, fail: Callable[[str], object] = str) -> None:
         self._busy, self._fail = busy, fail
         self._lock = threading.Lock()
         self._next: tuple[Callable[[], Any], Callable[[Any], object]] | None = None
@@ -106,6 +113,7 @@ class Work:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
+                atexit.register(self._leave)
 
     def cancel(self) -> None:
         """Drop what waits, and the result of what runs; a job that looks at ``cancelled`` stops at once."""
@@ -118,6 +126,16 @@ class Work:
         if (thread := self._thread) is not None:
             thread.join(timeout)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being done or waits."""
+        return self._thread is None
+
+    def _leave(self) -> None:
+        """End with the process: a thread that it leaves behind inside a computation may bring it down."""
+        self.cancel()
+        self.wait(5)
+
     def _run(self) -> None:
         self._busy(True)
         while True:
@@ -125,6 +143,7 @@ class Work:
                 if self._next is None:
                     self._thread = None
                     self._busy(False)
+                    atexit.unregister(self._leave)
                     return
                 (job, show), self._next = self._next, None
                 self.cancelled = stop = threading.Event()
@@ -138,11 +157,64 @@ class Work:
                 self._fail(f"{type(error).__name__}: {error}")
 
 
+class _Cells:
+    """Whether the kernel runs a cell; outside of a kernel, where nobody moves a widget, it is as if one always ran."""
+
+    def __init__(self) -> None:
+        self.run, self.ended = True, 0.0
+        shell = get_ipython()
+        if hasattr(shell, "kernel"):
+            shell.events.register("pre_execute", lambda: self._set(True))
+            shell.events.register("post_execute", lambda: self._set(False))
+
+    def _set(self, run: bool) -> None:
+        self.run, self.ended = run, time.monotonic()
+
+
+class Ahead:
+    """What may be asked for next, computed while ``work`` rests and no cell runs."""
+
+    _cells: _Cells | None = None
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._own = work, Work()
+        Ahead._cells = Ahead._cells or _Cells()
+
+    def follow(self, jobs: Iterable[Callable[[Step], object]]) -> None:
+        """Do ``jobs`` in their order, and no more what was to be done so far; each waits at its steps."""
+        self.stop()
+        self._own.submit(lambda: self._all(jobs), bool)
+
+    def stop(self) -> None:
+        """Do no more."""
+        self._own.cancel()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when nothing is left to do."""
+        self._own.wait(timeout)
+
+    def _all(self, jobs: Iterable[Callable[[Step], object]]) -> None:
+        for job in jobs:
+            with suppress(InputError):  # of a state that cannot be: whoever asks for it is told
+                self._rest()
+                job(self._rest)
+
+    def _rest(self, _: str = "") -> None:
+        """Wait until nobody works, or raise Cancelled."""
+        while not self._own.cancelled.is_set():
+            if self._work.idle and not self._cells.run and time.monotonic() - self._cells.ended > _REST:
+                return
+            time.sleep(0.05)
+        raise Cancelled("Something else is to be computed ahead.")
+
+
 class Explorer(ABC):
     """Widgets over a view. Displayed, it leaves a figure first, so that a notebook read later shows more than a hole.
 
     ``box`` holds the widgets; a subclass fills it and says what ``figure`` it leaves.
     """
+
+    displayed = False
 
     def __init__(self) -> None:
         self.state = ipywidgets.HTML()
@@ -151,7 +223,10 @@ class Explorer(ABC):
         )
         self.cancel.on_click(lambda _: self.work.cancel())
         self.work = Work(self._busy, self._fail)
+        self.ahead = Ahead(self.work)
         self.box = ipywidgets.VBox()
+        self._command = ""
+        self._told = 0.0  # when a step was last told
 
     @abstractmethod
     def figure(self) -> Drawing:
@@ -159,17 +234,40 @@ class Explorer(ABC):
 
     def _busy(self, busy: bool) -> None:
         self.cancel.disabled = not busy
+        self._told = 0.0
+        if not busy and "role='status'" in self.state.value:  # what was told of is over
+            self._say(self._command)
+
+    def _step(self, words: str) -> None:
+        """Show what is being computed, if it has a name; raise Cancelled once it is cancelled."""
+        if self.work.cancelled.is_set():
+            raise Cancelled("Stopped.")
+        if words and time.monotonic() - self._told > _SAID:
+            self._told = time.monotonic()
+            self.state.value = page(f"<span role='status'>{escape(words)} …</span>")
 
     def _fail(self, sentence: str) -> None:
         self.state.value = page(f"<p class='error' role='alert'>{escape(sentence)}</p>")
 
     def _say(self, text: str) -> None:
         """Show the command that gives the present result in batch."""
+        self._command = text
         self.state.value = page(f"The same in batch: <code>{escape(text)}</code>")
+
+    def next(self) -> Iterable[Callable[[Step], object]]:
+        """Return what may be asked for next, as functions that compute it."""
+        return ()
+
+    def prepare(self) -> None:
+        """Compute what may be asked for next while nobody works, if the explorer is displayed."""
+        if self.displayed:
+            self.ahead.follow(self.next())
 
     def _ipython_display_(self) -> None:
         display(self.figure())
         display(self.box)
+        self.displayed = True
+        self.prepare()
 
 
 def chosen(state: Any, given: Mapping[str, Any]) -> Any:

@@ -6,9 +6,9 @@ temperature), mean-centring that of its main table (fitted on the bank). Picture
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.explore import common
-from reprolib.explore.common import Explorer, Shown, Source, command, label, page, scaled, table
+from reprolib.explore.common import Explorer, Shown, Source, Step, command, label, page, scaled, table
 from reprolib.figures import modality_gap as draw
 from reprolib.figures.style import BLUE, DIRECTIONS, VERMILLION, Drawing
 from reprolib.loaders import Split
@@ -83,7 +83,7 @@ class GapView:
         self._given = common.source(data) | {"model": model}
         self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
         self.study = modality_gap.Study(**self._given, **self._more)
-        self._lock = threading.Lock()
+        self._tests = lru_cache(maxsize=4)(self._moved)
         self._known: dict[tuple[float, bool, float], dict[str, float]] = {}
         self._landscapes: dict[float, dict[float, float]] = {}
         picture = self.study.parts[0].test
@@ -93,7 +93,7 @@ class GapView:
         axes = np.linalg.svd(both - self._middle, full_matrices=False)[2][:2]
         self._axes = np.where(axes @ (picture.text.mean(0) - picture.image.mean(0)) < 0, -1, 1)[:, None] * axes
 
-    def _tests(self, lam: float, centred: bool) -> list[Split]:
+    def _moved(self, lam: float, centred: bool) -> list[Split]:
         """Return the pairs that are measured, moved: those of every split if centred, else the pairs as they are."""
         if centred:
             banks = [(part.bank, part.test) for part in self.study.parts]
@@ -106,33 +106,41 @@ class GapView:
         moved = [(test, move(test.image, test.text)) for move, test in moves]
         return [replace(test, image=image.numpy(), text=text.numpy()) for test, (image, text) in moved]
 
-    def compute(self, state: State) -> Result:
-        """Return what ``state`` comes to. Raises InputError for a state that is not valid."""
+    def compute(self, state: State, step: Step = bool) -> Result:
+        """Return what ``state`` comes to. Raises InputError for a state that is not valid.
+
+        ``step`` is told in words before each part of the work; what it raises ends it.
+        """
         tau = self.study.trained if state.tau is None else state.tau
         if not (np.isfinite(state.lam) and np.isfinite(tau) and tau > 0):
             raise InputError(f"a shift of {state.lam} at tau = {tau} is not valid: both are finite, and tau above 0")
         if state.direction not in modality_gap.DIRECTIONS:
             raise nearest(state.direction, modality_gap.DIRECTIONS, "direction")
-        with self._lock:
-            sides = {"before": (0.0, False), "after": (0.0 if state.centred else state.lam, state.centred)}
-            tests = {when: self._tests(*move) for when, move in sides.items()}
-            pairs = {when: found[0] for when, found in tests.items()}
-            if state.centred:  # the picture of what was centred, not of all pairs
-                pairs["before"] = self.study.parts[0].test
-            ids = pairs["before"].text_ids if state.direction == "text->image" else pairs["before"].image_ids
-            query = str(ids[0]) if state.query is None else state.query
-            places = np.flatnonzero(ids == query)
-            if not len(places):
-                raise nearest(query, map(str, ids), "query")
-            return Result(
-                state,
-                tau,
-                {when: self._metrics((*sides[when], tau), found) for when, found in tests.items()},
-                pairs,
-                query,
-                {when: _mixed(split, state.direction, int(places[0])) for when, split in pairs.items()},
-                self.landscape(tau),
-            )
+        sides = {"before": (0.0, False), "after": (0.0 if state.centred else state.lam, state.centred)}
+        tests = {when: self._tests(*move) for when, move in sides.items()}
+        pairs = {when: found[0] for when, found in tests.items()}
+        if state.centred:  # the picture of what was centred, not of all pairs
+            pairs["before"] = self.study.parts[0].test
+        ids = pairs["before"].text_ids if state.direction == "text->image" else pairs["before"].image_ids
+        query = str(ids[0]) if state.query is None else state.query
+        places = np.flatnonzero(ids == query)
+        if not len(places):
+            raise nearest(query, map(str, ids), "query")
+        return Result(
+            state,
+            tau,
+            {when: self._metrics((*sides[when], tau), found) for when, found in tests.items()},
+            pairs,
+            query,
+            {when: _mixed(split, state.direction, int(places[0])) for when, split in pairs.items()},
+            self.landscape(tau, step),
+        )
+
+    def around(self, state: State) -> Iterator[State]:
+        """Yield the states that one move of a widget leads to, of those that take long."""
+        taus = {*self.study.temperatures, self.study.trained} - {state.tau}
+        yield from (replace(state, tau=tau) for tau in sorted(taus))
+        yield replace(state, centred=not state.centred, query=None)
 
     def _metrics(self, key: tuple[float, bool, float], tests: list[Split]) -> dict[str, float]:
         if key not in self._known:
@@ -145,13 +153,15 @@ class GapView:
             self._known[key] = found
         return self._known[key]
 
-    def landscape(self, tau: float) -> dict[float, float]:
+    def landscape(self, tau: float, step: Step = bool) -> dict[float, float]:
         """Return InfoNCE (symmetric) at ``tau`` by shift, over the shifts of the study."""
         if tau not in self._landscapes:
-            tests = {lam: self._tests(lam, False)[0] for lam in self.study.shifts}
-            self._landscapes[tau] = {
-                lam: float(losses(split.image, split.text, tau)[None].mean()) for lam, split in tests.items()
-            }
+            found = {}
+            for lam in self.study.shifts:
+                step(f"The loss at a shift of {lam:g}")
+                (split,) = self._moved(lam, False)
+                found[lam] = float(losses(split.image, split.text, tau)[None].mean())
+            self._landscapes[tau] = found
         return self._landscapes[tau]
 
     def places(self, split: Split) -> np.ndarray:
@@ -311,7 +321,10 @@ class Gap(Explorer):
         state = self._state()
         if state.centred != self.result.state.centred and not self.view.study.encoded:
             state = replace(state, query=None)  # other pairs: those of one split, or all of a stored feature set
-        self.work.submit(lambda: self.view.compute(state), self.show)
+        self.work.submit(lambda: self.view.compute(state, self._step), self.show)
+
+    def next(self) -> Iterator[Callable[[Step], object]]:
+        return (lambda step, state=state: self.view.compute(state, step) for state in self.view.around(self._state()))
 
     def show(self, result: Result) -> None:
         """Show a result."""
@@ -334,6 +347,7 @@ class Gap(Explorer):
             f"<b>Found among images and texts together for {asked}</b> (solid frame: its own pair)"
             f"<table class='words'>{lines}</table>"
         )
+        self.prepare()
 
     def figure(self) -> Drawing:
         return self.view.figure(self.result)

@@ -6,11 +6,12 @@ the state are chosen on validation, as the study chooses them, so the study's nu
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.explore import common
-from reprolib.explore.common import Cancelled, Explorer, Shown, Source, command, escape, page, rows, table
+from reprolib.explore.common import Explorer, Shown, Source, Step, command, escape, page, table
 from reprolib.figures import hubness as draw
 from reprolib.figures.style import BLUE, DIRECTIONS, Drawing, look
+from reprolib.loaders import Split
 from reprolib.methods import CATALOGUE
 from reprolib.methods.base import TEMPERATURES
 from reprolib.metrics import hubness_of_counts, k_occurrence
@@ -38,7 +39,9 @@ from reprolib.study.protocol import Side, words
 BANK_SHARES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 METRICS = ("R@1", "skewness", "max k-occurrence", "anti-hub share")
 HUBS, QUERIES, ANSWERS = 10, 12, 8  # shown at a time
-_KEPT = 2**28  # entries of a float32 score matrix that is kept between updates (1 GiB)
+DEPTH = 50  # items of the lists of a correction that is no bias: as many as the slider of k goes to
+_KEPT = 2**28  # entries of float32 products that are kept between updates (1 GiB)
+_BLOCK = 2**21  # bytes of scores that are searched at a time: they stay in cache
 
 
 @dataclass(frozen=True)
@@ -67,97 +70,161 @@ class Result:
     hubs: pd.DataFrame
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept(Scorer):
-    """A scorer whose float32 products are at hand; what ranks it sees the same scores, within the same bound."""
-
-    products: Tensor | None = None
-
-    def block(self, rows: slice) -> Tensor:
-        scores = self.products[rows].clone()
-        if self.bias is not None:
-            scores -= self.bias[0] if self.state is None else self.bias[self.state[rows]]
-        return self._drop(scores, rows)
-
-
 class _Study(hubness.Study):
-    """The hubness study with a memory: products, and what validation chose."""
+    """The hubness study with a memory: products, lists, and what validation said of each candidate.
+
+    A copy (``at``) has a state of its own and shares the memory, so that several states can be computed at a time.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._every = self.tasks
-        self._chosen_before: dict[tuple, dict[str, Any]] = {}
-        self._products: dict[int, Tensor] = {}
-        self._hits: dict[tuple, np.ndarray] = {}
-        self.stopped: Callable[[], bool] = bool  # nobody stops it
+        self._recall: dict[tuple, float] = {}
+        self._products: dict[int, np.ndarray] = {}
+        self._lists: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}  # as ``lists`` returns them
+        self._ordered: dict[tuple, tuple[np.ndarray, int]] = {}  # longer lists and how long they were to be
+        for tasks in self._every.values():
+            for side in (side for task in tasks for side in (task.validation, task.test)):
+                side.clusters = np.unique(side.clusters, return_inverse=True)[1]  # numbers: quicker to compare
 
-    def ask(self, state: State, stopped: Callable[[], bool] = bool) -> None:
-        """Take on a state: ``tuned`` then holds the parameters of its method, and of none.
+    def share(self, other: _Study) -> None:
+        """Take over the sides of another study, and their products, where they are the same."""
+        for direction, tasks in self._every.items():
+            pairs = zip(tasks, other._every[direction], self.data.replicates, other.data.replicates, strict=True)
+            tasks[:] = [
+                replace(task, **{
+                    part: getattr(theirs, part) for part in ("validation", "test")
+                    if _equal(getattr(mine, part), getattr(same, part))
+                })
+                for task, theirs, mine, same in pairs
+            ]  # fmt: skip
+        self._products = other._products
 
-        Raises Cancelled as soon as ``stopped`` says so.
+    def at(self, state: State, step: Step) -> _Study:
+        """Return this study at a state: ``tuned`` holds the parameters of its method, and of none.
+
+        ``step`` is told before each part of the work. Raises InputError for a state that is not valid.
         """
-        self.stopped = stopped
-        task = self._every[state.direction][0]
-        if not 1 <= state.k <= len(task.test.gallery):
-            raise InputError(f"k = {state.k} is not between 1 and the size of the gallery, {len(task.test.gallery)}")
-        self.directions, self.tasks = [state.direction], {state.direction: self._every[state.direction]}
-        self.methods, self.k, self.betas = [state.method], state.k, list(TEMPERATURES)
-        for each in self.tasks[state.direction]:
-            self._warm(each, each.test)
-        self.betas = [state.beta]
+        found = copy.copy(self)
+        found.step, found.tuned = step, {}
+        found.directions, found.tasks = [state.direction], {state.direction: self._every[state.direction]}
+        found.methods, found.k = [state.method], state.k
+        tasks = found.tasks[state.direction]
+        if not 1 <= state.k <= len(tasks[0].test.gallery):
+            size = len(tasks[0].test.gallery)
+            raise InputError(f"k = {state.k} is not between 1 and the size of the gallery, {size}")
         for method in {"none", state.method}:
-            self.tuned[state.direction, method] = [self._best(each, method) for each in self.tasks[state.direction]]
+            found.betas = [state.beta]
+            found.tuned[state.direction, method] = [found._best(task, method) for task in tasks]
+        found.betas = list(TEMPERATURES)
+        for task in tasks:
+            step("")
+            found._warm(task, task.test)
+        return found
 
     def _best(self, task: Task, method: str) -> dict[str, Any]:
-        candidates = self._grid(method, task)
+        """Return the parameters that validation chooses."""
+        candidates, recall = self._grid(method, task), []
         if not candidates:
             raise InputError(f"{method} has no parameters to try at beta = {self.betas[0]:g} with this bank")
-        key = (id(task), method, json.dumps(candidates))
-        if key not in self._chosen_before:
-            best = 0
-            if len(candidates) > 1:
-                recall = []
-                for parameters in candidates:
-                    if self.stopped():
-                        raise Cancelled("Stopped while the parameters were chosen on validation.")
-                    recall.append(task.validation.hits(task.fit(task.validation, method, parameters)).mean())
-                best = int(np.argmax(recall))
-            self._chosen_before[key] = candidates[best]
-        return self._chosen_before[key]
+        for number, parameters in enumerate(candidates if len(candidates) > 1 else []):
+            key = (id(task), method, json.dumps(parameters))
+            if key not in self._recall:
+                self.step(f"{look(method).label}: trying parameters on validation, {number + 1} of {len(candidates)}")
+                self._warm(task, task.validation)
+                self._recall[key] = task.validation.hits(task.fit(task.validation, method, parameters)).mean()
+            recall.append(self._recall[key])
+        return candidates[int(np.argmax(recall)) if recall else 0]
 
-    def scorer(self, task: Task, method: str, parameters: Mapping[str, Any]) -> Scorer:
-        """Return a method's scorer of the test side, with its products where they are worth keeping."""
-        side, found = task.test, task.fit(task.test, method, parameters)
-        same = found.queries is side.queries and found.gallery is side.gallery
-        if not same or found.transform is not None or found.shape[0] * found.shape[1] > _KEPT:
-            return found
-        if id(side) not in self._products:
-            self._products[id(side)] = torch.cat([Scorer.block(_plain(side), rows) for rows in _rows(side)])
-        return _Kept(found.queries, found.gallery, found.bias, found.state, products=self._products[id(side)])
+    def lists(self, task: Task, method: str, parameters: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best item of every test query, int64 [n], and the k best in any order, int32 [n, k].
+
+        Most corrections are a bias: with the products at hand their lists are found at once. Of others longer lists
+        are kept, in order, which serve every shorter one.
+        """
+        key = (id(task), method, json.dumps(parameters))
+        if (kept := self.ordered(key, self.k)) is not None:
+            return kept[:, 0].astype(np.int64), kept[:, : self.k]
+        if (*key, self.k) not in self._lists:
+            side, scorer = task.test, task.fit(task.test, method, parameters)
+            same = scorer.queries is side.queries and scorer.gallery is side.gallery and scorer.transform is None
+            if not same or scorer.shape[0] * scorer.shape[1] > _KEPT:
+                self.deepen(task, method, parameters, scorer)
+                return self.lists(task, method, parameters)
+            self._lists[*key, self.k] = lists_of(scorer, self.products(side), self.k)
+        return self._lists[*key, self.k]
+
+    def deepen(self, task: Task, method: str, parameters: Mapping[str, Any], scorer: Scorer | None = None) -> None:
+        """Keep the lists of a method in order and so long that k moves within them."""
+        key, depth = (id(task), method, json.dumps(parameters)), max(self.k, DEPTH)
+        if self.ordered(key, depth) is None:
+            scorer = scorer or task.fit(task.test, method, parameters)
+            self._ordered[key] = ranking.topk(scorer, depth).astype(np.int32), depth
+
+    def ordered(self, key: tuple, k: int) -> np.ndarray | None:
+        """Return the kept lists of a task, method and parameters, best first, if they have at least ``k`` items."""
+        kept, depth = self._ordered.get(key, (None, 0))
+        return kept if depth >= k else None
+
+    def products(self, side: Side) -> np.ndarray:
+        """Return the float32 products of a side, kept while there is room."""
+        if (kept := self._products.get(id(side))) is None:
+            plain = Scorer(side.queries, side.gallery)
+            parts = [plain.block(rows).numpy(force=True) for rows in ranking.blocks(*plain.shape)]
+            kept = self._products[id(side)] = np.concatenate(parts)
+            while sum(each.size for each in list(self._products.values())) > _KEPT:
+                self._products.pop(next(iter(self._products)), None)  # the oldest
+        return kept
 
     def measure(
         self, direction: str, method: str, parameters: Sequence[Mapping[str, Any]] | None = None
     ) -> Measurement:
         """Return R@1 and the top-k lists, as the study's own but for the other metrics, which take longer."""
         parameters = self.tuned[direction, method] if parameters is None else parameters
-        key = (direction, method, json.dumps(parameters))
-        if (*key, self.k) not in self._measured:
-            jobs = zip(self.tasks[direction], parameters, strict=True)
-            scorers = [(task, self.scorer(task, method, chosen)) for task, chosen in jobs]
-            if key not in self._hits:  # which does not depend on k; two passes take less than one that orders
-                self._hits[key] = np.concatenate([task.test.hits(scorer) for task, scorer in scorers])
-            top = [ranking.topk(scorer, self.k, ordered=False) for _, scorer in scorers]
-            self._measured[*key, self.k] = Measurement({"R@1": self._hits[key]}, top)
-        return self._measured[*key, self.k]
+        tasks, hits, top = self.tasks[direction], [], []
+        for task, chosen in zip(tasks, parameters, strict=True):
+            self.step("")
+            best, lists = self.lists(task, method, chosen)
+            hits.append(np.asarray(task.test.relevance[np.arange(len(best)), best], dtype=np.float64).ravel())
+            top.append(lists)
+        return Measurement({"R@1": np.concatenate(hits)}, top)
 
 
-def _plain(side: Side) -> Scorer:
-    """Return the scorer of a side without a correction."""
-    return Scorer(side.queries, side.gallery)
+def lists_of(scorer: Scorer, products: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best item of every query, int64 [n], and its ``k`` best in any order, int32 [n, k].
+
+    They are those of ``ranking.topk``, for a scorer without a transform whose float32 ``products`` [n, m] are at hand:
+    what these leave open within the error of float32 is settled by canonical scores.
+    """
+    (n, m), error = scorer.shape, scorer.error_bound()
+    bias, state = (None if part is None else part.numpy(force=True) for part in (scorer.bias, scorer.state))
+    best, top = np.empty(n, dtype=np.int64), np.empty((n, k), dtype=np.int32)
+    for rows in ranking.blocks(n, m, _BLOCK):
+        scores = products[rows]
+        if bias is not None:
+            scores = scores - (bias[0] if state is None else bias[state[rows]])
+        least = np.partition(scores, m - k, axis=1)[:, m - k, None] - 2 * error
+        query, item = np.divmod(np.flatnonzero(scores >= least), m)
+        score, begins = scores[query, item], np.searchsorted(query, np.arange(len(scores)))
+        first = score >= np.maximum.reduceat(score, begins)[query] - 2 * error
+        open_first, open_last = (np.bincount(query[chosen], minlength=len(scores)) for chosen in (first, slice(None)))
+        unsure = (first & (open_first > 1)[query]) | (open_last > k)[query]
+        pairs = (torch.from_numpy(part[unsure]).to(scorer.queries.device) for part in (query + rows.start, item))
+        score[unsure] = scorer.pairs(*pairs).numpy(force=True)
+        for chosen, found, size in ((first, best[rows, None], 1), ((open_last > k)[query], top[rows], k)):
+            who, what = query[chosen], item[chosen]
+            order = np.lexsort((-score[chosen], who))  # stable: equal ones in the order of the gallery
+            who, what = who[order], what[order]
+            place = np.arange(len(who)) - np.searchsorted(who, who)
+            found[who[place < size], place[place < size]] = what[place < size]
+        top[rows][open_last == k] = item[(open_last == k)[query]].reshape(-1, k)
+    return best, top
 
 
-def _rows(side: Side) -> list[slice]:
-    return list(ranking.blocks(len(side.queries), len(side.gallery)))
+def _equal(one: Split, other: Split) -> bool:
+    """Return whether two splits hold the same embeddings of the same items."""
+    names = ("image_ids", "text_ids", "image", "text")
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 class HubView:
@@ -174,60 +241,86 @@ class HubView:
         self._given = common.source(data) | {"model": model}
         self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
         self._studies: dict[float, _Study] = {}
-        self._lock = threading.Lock()  # a study is asked for one state at a time
+        self._lock = threading.Lock()  # for what is loaded
 
-    def study(self, bank_share: float = State.bank_share) -> _Study:
+    def study(self, bank_share: float = State.bank_share, step: Step = bool) -> _Study:
         """Return the study with this bank, loaded once."""
-        if bank_share not in self._studies:
-            self._studies[bank_share] = _Study(**self._given, **self._more, bank_share=bank_share, k=1)
+        with self._lock:
+            if bank_share not in self._studies:
+                step(f"Loading the data with a bank of {100 * bank_share:g} %")
+                found = _Study(**self._given, **self._more, bank_share=bank_share, k=1)
+                if self._studies:
+                    found.share(next(iter(self._studies.values())))
+                self._studies[bank_share] = found
         return self._studies[bank_share]
 
-    def compute(self, state: State, stopped: Callable[[], bool] = bool) -> Result:
+    def compute(self, state: State, step: Step = bool) -> Result:
         """Return what ``state`` comes to. Raises InputError for a state that is not valid.
 
-        ``stopped`` is asked while parameters are chosen on validation; once it is true, Cancelled is raised.
+        ``step`` is told in words before each part of the work; what it raises ends it.
         """
         if state.method not in CATALOGUE:
             raise nearest(state.method, CATALOGUE, "method")
         if state.direction not in hubness.DIRECTIONS:
             raise nearest(state.direction, hubness.DIRECTIONS, "direction")
-        with self._lock:
-            study = self.study(state.bank_share)
-            study.ask(state, stopped)
-            sides = {"before": "none", "after": state.method}
-            found = {when: study.measure(state.direction, method) for when, method in sides.items()}
-            sizes = [len(task.test.gallery) for task in study.tasks[state.direction]]
-            counts = {
-                when: [k_occurrence(top, size) for top, size in zip(m.topk, sizes, strict=True)]
-                for when, m in found.items()
-            }
-            return Result(
-                state,
-                study.tuned[state.direction, state.method],
-                {when: _metrics(found[when], counts[when]) for when in sides},
-                {when: np.concatenate(counts[when]) for when in sides},
-                study.hubs(state.method, HUBS, QUERIES),
-            )
+        study = self.study(state.bank_share, step).at(state, step)
+        sides = {"before": "none", "after": state.method}
+        found = {when: study.measure(state.direction, method) for when, method in sides.items()}
+        sizes = [len(task.test.gallery) for task in study.tasks[state.direction]]
+        counts = {
+            when: [k_occurrence(top, size) for top, size in zip(m.topk, sizes, strict=True)]
+            for when, m in found.items()
+        }
+        return Result(
+            state,
+            study.tuned[state.direction, state.method],
+            {when: _metrics(found[when], counts[when]) for when in sides},
+            {when: np.concatenate(counts[when]) for when in sides},
+            study.hubs(state.method, HUBS, QUERIES),
+        )
+
+    def deepen(self, state: State, step: Step = bool) -> None:
+        """Find longer lists of ``state``, so that k can be moved."""
+        study = self.study(state.bank_share, step).at(state, step)
+        for method in dict.fromkeys(("none", state.method)):
+            tasks = zip(study.tasks[state.direction], study.tuned[state.direction, method], strict=True)
+            for task, chosen in tasks:
+                step("")
+                study.deepen(task, method, chosen)
+
+    def around(self, state: State) -> Iterator[State]:
+        """Yield the states that one move of a widget leads to.
+
+        Left out are k (see ``deepen``) and larger banks, which may have to be encoded.
+        """
+        moves = {
+            "method": CATALOGUE, "direction": hubness.DIRECTIONS, "beta": TEMPERATURES,
+            "bank_share": [share for share in BANK_SHARES[::-1] if share < state.bank_share],
+        }  # fmt: skip
+        for name, values in moves.items():
+            yield from (replace(state, **{name: value}) for value in values if value != getattr(state, name))
 
     def ranking(self, state: State, query: str, number: int = ANSWERS) -> dict[str, list[tuple[str, bool]]]:
         """Return the ``number`` best items for ``query`` (an id) with whether they are right, by method, best first.
 
         Of the first split, as the table of hubs; without a correction and with that of ``state``.
         """
-        with self._lock:
-            study = self.study(state.bank_share)
-            study.ask(state)
-            task = study.tasks[state.direction][0]
-            places = np.flatnonzero(task.test.query_ids == query)
-            if not len(places):
-                raise nearest(query, map(str, task.test.query_ids), "query")
-            row, answers = int(places[0]), {}
-            for method in dict.fromkeys(("none", state.method)):
-                scorer = task.fit(task.test, method, study.tuned[state.direction, method][0])
-                scores = scorer.canonical(slice(row, row + 1))[0]
+        study = self.study(state.bank_share).at(state, bool)
+        task = study.tasks[state.direction][0]
+        places = np.flatnonzero(task.test.query_ids == query)
+        if not len(places):
+            raise nearest(query, map(str, task.test.query_ids), "query")
+        row, answers = int(places[0]), {}
+        for method in dict.fromkeys(("none", state.method)):
+            parameters = study.tuned[state.direction, method][0]
+            kept = study.ordered((id(task), method, json.dumps(parameters)), number)
+            if kept is None:
+                scores = task.fit(task.test, method, parameters).canonical(slice(row, row + 1))[0]
                 best = torch.sort(scores, descending=True, stable=True).indices[:number].tolist()
-                answers[method] = [(str(task.test.gallery_ids[i]), bool(task.test.relevance[row, i])) for i in best]
-            return answers
+            else:
+                best = kept[row, :number].tolist()
+            answers[method] = [(str(task.test.gallery_ids[i]), bool(task.test.relevance[row, i])) for i in best]
+        return answers
 
     def command(self, state: State) -> str:
         """Return the command whose main table has the numbers of ``state``."""
@@ -338,7 +431,7 @@ class Hubs(Explorer):
             options=[(f"{beta:g}", beta) for beta in sorted({*TEMPERATURES, state.beta})], value=state.beta,
             description="Temperature β = 1/τ", **wide,
         )  # fmt: skip
-        self.k = ipywidgets.IntSlider(value=state.k, min=1, max=50, description="Neighbours k", **wide)
+        self.k = ipywidgets.IntSlider(value=state.k, min=1, max=DEPTH, description="Neighbours k", **wide)
         self.bank_share = ipywidgets.SelectionSlider(
             options=[(f"{100 * s:g} %", s) for s in sorted({*BANK_SHARES, state.bank_share})], value=state.bank_share,
             description="Bank, share of train", **wide,
@@ -373,7 +466,7 @@ class Hubs(Explorer):
 
         def job() -> Result:
             view = self._first if data is None else HubView(data, model=model, **self._more)
-            result = view.compute(self._state(), self.work.cancelled.is_set)
+            result = view.compute(self._state(), self._step)
             self.view, self._shown = view, view.shown()
             return result
 
@@ -382,7 +475,7 @@ class Hubs(Explorer):
     def update(self) -> None:
         """Compute what the widgets are set to, and show it."""
         state = self._state()
-        self.work.submit(lambda: self.view.compute(state, self.work.cancelled.is_set), self.show)
+        self.work.submit(lambda: self.view.compute(state, self._step), self.show)
 
     def _state(self) -> State:
         return State(**{name: getattr(self, name).value for name in asdict(State())})
@@ -408,6 +501,12 @@ class Hubs(Explorer):
                 else:
                     tile.show(hub, "", f"{n_k} · {self._shown.name(hub)}", tooltip)
         self.choose("before", result.hubs["gallery_id"].iloc[0])
+        self.prepare()
+
+    def next(self) -> Iterator[Callable[[Step], object]]:
+        view, here = self.view, self.result.state
+        yield lambda step: view.deepen(here, step)
+        yield from (lambda step, state=state: view.compute(state, step) for state in view.around(here))
 
     def choose(self, when: str, hub: str) -> None:
         """Show the queries of a hub."""
@@ -436,7 +535,7 @@ class Hubs(Explorer):
     def ask(self, query: str) -> None:
         """Show the ranking of a query without a correction and with it, side by side."""
         found = self.view.ranking(self.result.state, query)
-        lines = rows(
+        lines = common.rows(
             (look(method).label, [self._shown(*answer) for answer in items]) for method, items in found.items()
         )
         self.answers.value = page(f"<b>Found for {self._shown.named(query)}</b>{lines}")

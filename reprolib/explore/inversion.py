@@ -1,13 +1,13 @@
 """The explorer of modality inversion: one image becomes pseudo-words, and its neighbours change as it does.
 
-The view is the intra-modal inversion study, its sample of test queries and its settings. OTI begins at a start that is
-the query's own and has no schedule, so a run of a few steps is the beginning of a longer one: it is run for 1, 2, 5,
-... steps in turn, which takes about twice as long as the last of them alone and needs nothing but the library's OTI.
+The view is the intra-modal inversion study, its sample of test queries and its settings. The library's OTI is observed
+at every step, and what is seen of it is shown a few times per second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ from reprolib.ranking import Scorer
 from reprolib.study import intra_modal_inversion
 
 TASK = "image->image"
-STAGES = (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000)
+STAGES = (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000)  # steps that stay on the page
+_SHOWN = 0.2  # seconds between two steps that are shown
 WIDTH, HEIGHT = 420, 200
 
 
@@ -93,25 +94,33 @@ class InversionView:
         row = self._row(state)
         return self._stage(row, 0, np.empty(0, np.float32), self._feature(row))
 
-    def run(self, state: State, progress: Callable[[int, int], object] = lambda done, total: None) -> Iterator[Stage]:
-        """Yield the query after more and more steps, ``state.steps`` at last.
+    def run(
+        self,
+        state: State,
+        watch: Callable[[Stage], object] = bool,
+        wanted: Callable[[int], bool] = STAGES.__contains__,
+    ) -> list[Stage]:
+        """Return the query after the steps that are ``wanted``, which is asked after each, and after the last.
 
-        ``progress`` is called after each step with the steps done and their number in all; what it raises ends the run.
+        Each is given to ``watch`` as soon as it is reached. What either raises ends the inversion.
         """
         if not (isinstance(state.steps, int) and state.steps >= 1):
             raise InputError(f"steps = {state.steps!r} is not an integer of at least 1")
-        row = self._row(state)
-        stages = [*(stage for stage in STAGES if stage < state.steps), state.steps]
-        before, total = 0, sum(stages)
-        for steps in stages:
-            settings = replace(methods.OTI, steps=steps, tokens=self.study.tokens[0], template=self.study.templates[0])
-            found = methods.oti(
-                self.study.encoder, self._feature(row).numpy(force=True), [self.queries[row]], settings,
-                progress=lambda done, _, before=before: progress(before + done, total),
-            )  # fmt: skip
-            before += steps
-            feature = ranking.as_embeddings(found.features[-1], "inverted query", device=self.study.device)
-            yield self._stage(row, steps, found.losses[:, 0], feature)
+        row, losses, stages = self._row(state), [], []
+
+        def observe(step: int, loss: torch.Tensor, feature: torch.Tensor) -> None:
+            losses.append(float(loss))
+            if (step and wanted(step)) or step == state.steps:
+                reached = ranking.as_embeddings(feature.float(), "inverted query", device=self.study.device)
+                stages.append(self._stage(row, step, np.array(losses, np.float32), reached))
+                watch(stages[-1])
+
+        settings = replace(
+            methods.OTI, steps=state.steps, tokens=self.study.tokens[0], template=self.study.templates[0]
+        )
+        asked = self._feature(row).numpy(force=True), [self.queries[row]], settings
+        methods.oti(self.study.encoder, *asked, progress=lambda done, total: None, observe=observe)
+        return stages
 
     def _row(self, state: State) -> int:
         query = self.queries[0] if state.query is None else state.query
@@ -221,22 +230,26 @@ class Inversion(Explorer):
         return State(**{name: getattr(self, name).value for name in asdict(State())})
 
     def invert(self) -> None:
-        """Invert the chosen query, stage by stage, until it is done or cancelled."""
+        """Invert the chosen query, step by step, until it is done or cancelled."""
         self.work.cancel()  # of another query
-        state = self._state()
+        state, shown = self._state(), 0.0
 
-        def progress(done: int, total: int) -> None:
+        def wanted(step: int) -> bool:
             if self.work.cancelled.is_set() or self._state() != state:
                 raise Cancelled(f"Stopped after {self.stages[-1].step} of {state.steps} steps.")
-            if done == total or done % max(1, total // 50) == 0:
-                self.progress.value = done / total
+            self.progress.value = step / state.steps
+            return step in STAGES or time.monotonic() - shown > _SHOWN
+
+        def watch(stage: Stage) -> None:
+            nonlocal shown
+            self.stages = [*(s for s in self.stages if s.step in (0, *STAGES)), stage]
+            self.show(self.stages)
+            shown = time.monotonic()
 
         def job() -> list[Stage]:
             self.stages = [self.view.native(state)]
             self.show(self.stages)
-            for stage in self.view.run(state, progress):
-                self.stages = [*self.stages, stage]
-                self.show(self.stages)
+            self.view.run(state, watch, wanted)
             return self.stages
 
         self.work.submit(job, self.show)

@@ -36,6 +36,7 @@ from reprolib.methods.towers import Encode, Prompt
 from reprolib.models.encoder import SMALL
 
 Progress = Callable[[int, int], object]
+Observe = Callable[[int, torch.Tensor, torch.Tensor], object]
 _PLACEHOLDERS = ("£", "x", "a", "*")
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def oti(
     checkpoints: Sequence[int] = (),
     cache: Path | None = None,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> Inverted:
     """Optimisation-based textual inversion: the feature of the text that stands for each image.
 
@@ -97,6 +99,8 @@ def oti(
     checkpoints : steps, 0 to ``settings.steps``, after which features are kept besides the last; 0 is the start.
     cache : folder that keeps each batch once it is done: a stopped run goes on from there; None keeps nothing.
     progress : called after each step with (image-steps done, in all); None shows a bar with the time left.
+    observe : called with (step, losses [b], features [b, d] of unit length) of a batch: 0 is the start. It changes
+        nothing; what it raises ends the inversion. A batch from the cache is not observed.
 
     ``path`` "auto" takes the fast path for causal text towers (CLIP) and the plain one for others (SigLIP, which
     attends to its padding). Raises InputError for settings, features and models that are not valid.
@@ -107,7 +111,7 @@ def oti(
     with _still(encoder.model, settings.dtype) as model:
         encode = (towers.fast_text if settings.path == "fast" else towers.plain_text)(model, where)
         job = _Job("oti", encoder, settings, encode, model.config.text_config.hidden_size)
-        return job.run(image_features, ids, checkpoints, cache, progress)
+        return job.run(image_features, ids, checkpoints, cache, progress, observe)
 
 
 def ovi(
@@ -119,6 +123,7 @@ def ovi(
     checkpoints: Sequence[int] = (),
     cache: Path | None = None,
     progress: Progress | None = None,
+    observe: Observe | None = None,
 ) -> Inverted:
     """Optimisation-based visual inversion: the feature of the image that stands for each text; as ``oti``.
 
@@ -135,7 +140,7 @@ def ovi(
     with _still(encoder.model, settings.dtype) as model:
         encode = (towers.fast_image if settings.path == "fast" else towers.plain_image)(model, settings.tokens)
         job = _Job("ovi", encoder, settings, encode, config.hidden_size)
-        return job.run(text_features, ids, checkpoints, cache, progress)
+        return job.run(text_features, ids, checkpoints, cache, progress, observe)
 
 
 def prompt(encoder: Any, settings: Inversion) -> Prompt:
@@ -193,6 +198,7 @@ class _Job:
         checkpoints: Sequence[int],
         cache: Path | None,
         progress: Progress | None,
+        observe: Observe | None,
     ) -> Inverted:
         features, ids = _checked(features, ids), [str(name) for name in ids]
         size, steps = self.settings.batch, tuple(sorted({*map(int, checkpoints), self.settings.steps}))
@@ -203,7 +209,7 @@ class _Job:
         with _bar(self.direction.upper(), left, progress) as advance:
             for number, (b, path) in enumerate(zip(batches, paths, strict=True)):
                 if done[number] is None:
-                    done[number] = self.batch(features[b], ids[b], steps, advance)
+                    done[number] = self.batch(features[b], ids[b], steps, advance, observe)
                     if path:
                         write_arrays(path, done[number])
         parts = {name: [part[name] for part in done] for name in done[0]}
@@ -221,7 +227,12 @@ class _Job:
         return digest("inversion 1", self.direction, self.encoder.identity, asdict(self.settings), steps, ids, features)
 
     def batch(
-        self, features: np.ndarray, ids: list[str], steps: tuple[int, ...], advance: Callable[[int], object]
+        self,
+        features: np.ndarray,
+        ids: list[str],
+        steps: tuple[int, ...],
+        advance: Callable[[int], object],
+        observe: Observe | None = None,
     ) -> dict[str, np.ndarray]:
         """Invert some items together."""
         began, settings, device = time.perf_counter(), self.settings, self.encoder.model.device
@@ -239,6 +250,8 @@ class _Job:
             losses.append(loss.detach())
             if step in steps:
                 kept.append(found.detach())
+            if observe is not None:
+                observe(step, losses[-1].clone(), found.detach().clone())
             if step < settings.steps:
                 optimiser.zero_grad()
                 loss.sum().backward()

@@ -2,7 +2,8 @@
 
 The process stays for the jobs that follow, because imports take longer than small jobs do. It is killed with all that
 it started when a job exceeds its time or memory; the next job gets a new one. If the watching process dies, however
-suddenly, the job's process ends as well.
+suddenly, the job's process ends as well. Only as many processes start at a time as there are cores: a thousand starts
+at once would time each other out.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from reprolib.errors import InputError, ReprolibError, RunError, nearest
-from reprolib.loaders.store import digest
+from reprolib.paths import manifests
 from reprolib.study import parameters, provenance, records
 
 POLL = 0.1  # seconds between two looks at a job's time and memory
-START = 120.0  # seconds that a process may take until it is ready
+START = 120.0  # seconds that a process may take until it is ready, once it is its turn to start
 READY = "ready"
+STOPPED = "the sweep was stopped"
+LOST = "died at its start"  # and so done again, once
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Job:
     """What is to be done: the ``study`` (a name or a notebook's path) or the ``point`` with these parameters.
 
     ``parameters`` are those given, ``values`` all of them, checked. ``key`` is the sha256 over the content that decides
-    the result: values, notebook, and the package's own code.
+    the result: values, the files and folders that they name, the notebook or the point's module, and the package.
     """
 
     kind: str
@@ -56,12 +61,17 @@ class Job:
         """Return a job whose parameters are checked; InputError for what is not valid, before anything is executed."""
         if kind == "study":
             study = parameters.find_study(name)
-            values = study.resolve(given)
-            content = provenance.sha256(study.path)
+            values, source = study.resolve(given), study.path
+            name = str(study.path) if name.endswith(".ipynb") else name  # whatever folder a worker works in
         else:
-            values = _checked(point(name), name, given)
-            content = name
-        return cls(kind, name, dict(given), values, digest(kind, content, values, sources()))
+            function = point(name)
+            values, source = _checked(function, name, given), Path(inspect.getfile(function))
+        files = {key: _content(Path(value)) for key, value in values.items() if isinstance(value, str) and value}
+        try:
+            key = _digest(kind, provenance.sha256(source), name.rpartition(":")[2], values, files, sources())
+        except TypeError as error:
+            raise InputError(f"{name} has a parameter that JSON cannot hold: {error}") from error
+        return cls(kind, name, {each: values[each] for each in given}, values, key)
 
     def folder(self, out: Path) -> Path:
         """Return the run directory of the job within the sweep's folder."""
@@ -84,7 +94,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: ``status`` is "done", "failed", "timeout", "memory", "died" or "stopped"."""
+    """How a job ended: ``status`` is "done", "failed", "timeout", "memory", "died" or "stopped".
+
+    "failed": the job itself raised an error. "died": its process or its kernel was killed or crashed.
+    """
 
     status: str
     reason: str = ""
@@ -110,10 +123,14 @@ def point(name: str) -> Callable[..., Iterable[Any]]:
 
 
 def _checked(function: Callable[..., Any], name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(function).parameters
-    for parameter in given:
+    try:
+        known = inspect.signature(function, eval_str=True).parameters
+    except (NameError, TypeError, ValueError) as error:
+        raise InputError(f"the parameters of the grid point {name} cannot be read: {error}") from error
+    for parameter, value in given.items():
         if parameter not in known:
             raise nearest(parameter, known, f"parameter of the grid point {name}")
+        _of_type(known[parameter], value, name)
     values = {key: entry.default for key, entry in known.items()} | dict(given)
     missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
     if missing:
@@ -121,11 +138,48 @@ def _checked(function: Callable[..., Any], name: str, given: Mapping[str, Any]) 
     return parameters.check(values) if ":" not in name else values
 
 
+def _of_type(parameter: inspect.Parameter, value: Any, name: str) -> None:
+    if parameter.annotation is parameter.empty:
+        return
+    try:
+        TypeAdapter(parameter.annotation, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError as error:
+        form = inspect.formatannotation(parameter.annotation)
+        raise InputError(
+            f"the grid point {name}: its parameter {parameter.name} must be {form}, not {value!r}"
+        ) from error
+    except PydanticUserError as error:
+        raise InputError(f"the grid point {name}: YAML cannot give its parameter {parameter.name} a value") from error
+
+
+def _digest(*values: Any) -> str:
+    from reprolib.loaders.store import digest  # with SciPy, which would treble the start of the process that does jobs
+
+    return digest(*values)
+
+
+def _content(path: Path) -> str | None:
+    """Return a text that changes when what lies at ``path`` does; None if nothing does."""
+    with contextlib.suppress(OSError):  # a value that is no path may be too long for one
+        if path.is_file():
+            return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
+        if path.is_dir():
+            inside = [(each, each.stat()) for each in sorted(path.rglob("*"))]
+            return _digest([[str(each), stat.st_size, stat.st_mtime_ns] for each, stat in inside])
+    return None
+
+
+@functools.cache
+def _sha256(path: Path, _time: int, _size: int) -> str:
+    return provenance.sha256(path)
+
+
 @functools.cache
 def sources() -> str:
-    """Return the sha256 over the package's own code, so that no result outlives the code that made it."""
+    """Return the sha256 over the package's code and its manifests of data, so that no result outlives what made it."""
     package = Path(__file__).parents[1]
-    return digest({str(path.relative_to(package)): provenance.sha256(path) for path in sorted(package.rglob("*.py"))})
+    data = [path for kind in ("datasets", "models") for path in (manifests() / kind).glob("*.yaml")]
+    return _digest(sorted((path.name, provenance.sha256(path)) for path in [*package.rglob("*.py"), *data]))
 
 
 # --- the process that does the jobs -------------------------------------------------------------------------
@@ -149,6 +203,8 @@ def serve() -> None:
     threading.Thread(target=listen, daemon=True).start()
     while True:
         request = json.loads(requests.get())
+        if request["kind"] == "study":
+            import reprolib.study.runner  # noqa: F401 - slow, and so part of the start
         print(READY, file=answers, flush=True)
         print(json.dumps(_attempt(request)), file=answers, flush=True)
 
@@ -157,14 +213,21 @@ def _attempt(request: Mapping[str, Any]) -> dict[str, str]:
     try:
         _perform(request)
     except ReprolibError as error:
-        lost = isinstance(error, RunError) and "lost its kernel" in str(error) and "in its start" in str(error)
-        return {"status": "died at its start" if lost else "failed", "reason": str(error)}
+        return {"status": _status(error), "reason": str(error)}
     except MemoryError:
         return {"status": "memory", "reason": "the job ran out of memory"}
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the disk that holds the log may be full
+            traceback.print_exc()
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return {"status": "done", "reason": ""}
+
+
+def _status(error: ReprolibError) -> str:
+    """Tell a kernel that died, or never answered, from a cell that raised, by the runner's words."""
+    if isinstance(error, RunError) and ", in its start; " in str(error):
+        return LOST
+    return "died" if isinstance(error, RunError) and " lost its kernel, " in str(error) else "failed"
 
 
 def _perform(request: Mapping[str, Any]) -> None:
@@ -178,18 +241,19 @@ def _perform(request: Mapping[str, Any]) -> None:
         runner.run(study, given, out, mirror=mirror, threads=request["threads"], progress=False,
                    facts={"key": request["key"]})  # fmt: skip
         return
+    begun = time.monotonic()
+    rows = list(point(request["name"])(**given))
+    if not rows:
+        raise RunError(f"the grid point {request['name']} returned no record")
+    facts = {"point": request["name"], "parameters": request["values"], "key": request["key"],
+             "threads": request["threads"], "duration_seconds": round(time.monotonic() - begun, 3),
+             "identities": {}, **request["machine"]}  # fmt: skip
     staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
-        begun = time.monotonic()
-        records.save(point(request["name"])(**given), staging)
-        facts = {"point": request["name"], "parameters": request["values"], "key": request["key"], "code": _code(),
-                 "threads": request["threads"], "duration_seconds": round(time.monotonic() - begun, 3),
-                 "identities": {}, "environment": _environment()}  # fmt: skip
+        staging.mkdir(parents=True)
+        records.save(rows, staging)
         provenance.write(staging, facts)
-        if out.exists():
-            shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         os.rename(staging, out)
     except OSError as error:
         raise RunError(f"cannot write the result into {out}: {error.strerror or error}") from error
@@ -197,11 +261,43 @@ def _perform(request: Mapping[str, Any]) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-_code = functools.cache(provenance.code)
-_environment = functools.cache(provenance.environment)
-
-
 # --- the process that watches -------------------------------------------------------------------------------
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
+    return {"code": provenance.code(), "environment": provenance.environment()}
+
+
+_once_only = threading.Lock()  # a cache alone would let all threads compute at once
+_starts = threading.BoundedSemaphore(os.cpu_count() or 1)  # held by a process that starts
+
+
+class _Table:
+    """The process table, read once for all workers, and so seldom that reading takes a tenth of a core at most."""
+
+    def __init__(self) -> None:
+        self._lock, self._next = threading.Lock(), 0.0
+        self._children: Mapping[int, list[psutil.Process]] = {}
+
+    def family(self, pid: int) -> list[psutil.Process]:
+        """Return the process and all that it started, as of the last reading."""
+        with self._lock:
+            begun = time.monotonic()
+            if begun >= self._next:
+                children = defaultdict(list)
+                for process in psutil.process_iter(["ppid"]):
+                    children[process.info["ppid"]].append(process)
+                self._children = dict(children)
+                self._next = begun + max(POLL, min(10 * (time.monotonic() - begun), 2.0))
+            children = self._children
+        found = [psutil.Process(pid)]
+        for process in found:  # which grows as it is gone through
+            found += children.get(process.pid, [])
+        return found
+
+
+_table = _Table()
 
 
 class Worker:
@@ -213,20 +309,27 @@ class Worker:
     def __init__(self, log: Path, threads: int = 1, mirror: Path | None = None) -> None:
         self.log, self.threads, self.mirror = log, threads, mirror
         self._process: subprocess.Popen[str] | None = None
+        self._family: list[psutil.Process] = []
         self._heard = b""
 
     def run(self, job: Job, out: Path, limits: Limits, stop: threading.Event | None = None) -> Outcome:
         """Do a job, again once if its process or kernel died at the start, and return how it ended."""
+        stop = stop or threading.Event()
+        sweep_up(job, out)  # what a lost machine may have left
         outcome = self._once(job, out, limits, stop)
-        if outcome.status == "died at its start":
+        if outcome.status == LOST:
             outcome = replace(self._once(job, out, limits, stop), attempts=2)
-        return replace(outcome, status="died") if outcome.status.startswith("died") else outcome
+        return replace(outcome, status="died") if outcome.status == LOST else outcome
 
-    def _once(self, job: Job, out: Path, limits: Limits, stop: threading.Event | None) -> Outcome:
+    def _once(self, job: Job, out: Path, limits: Limits, stop: threading.Event) -> Outcome:
         begun, highest, ready = time.monotonic(), 0, False
         request = {"kind": job.kind, "name": job.name, "parameters": job.parameters, "values": job.values,
                    "key": job.key, "out": str(job.folder(out).resolve()), "threads": self.threads,
-                   "mirror": str(self.mirror.resolve()) if self.mirror else None}  # fmt: skip
+                   "mirror": str(self.mirror.resolve()) if self.mirror else None,
+                   "machine": None}  # fmt: skip
+        if job.kind == "point":
+            with _once_only:
+                request["machine"] = _machine()
 
         def ended(status: str, reason: str) -> Outcome:
             if status not in ("done", "failed"):
@@ -234,35 +337,47 @@ class Worker:
                 sweep_up(job, out)
             return Outcome(status, reason, round(time.monotonic() - begun, 2), highest)
 
-        try:
-            self._start()
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-            while True:
-                arrived = self._answer()
-                highest = max(highest, self.memory())
-                if arrived == READY:  # from here on it is the job that takes time
-                    begun, ready = time.monotonic(), True
-                elif arrived is not None:
-                    return ended(**json.loads(arrived))
-                elapsed = time.monotonic() - begun
-                if not ready and elapsed > START:
-                    return ended("died at its start", f"the job's process did not start within {START:g} s")
-                if ready and limits.seconds is not None and elapsed > limits.seconds:
-                    return ended("timeout", f"the job ran longer than {limits.seconds:g} s")
-                if limits.memory is not None and highest > limits.memory:
-                    found, most = (f"{size / 2**20:,.0f} MiB" for size in (highest, limits.memory))
-                    return ended("memory", f"the job held {found} of memory, more than {most}")
-                if stop is not None and stop.is_set():
-                    return ended("stopped", "the sweep was stopped")
-        except (EOFError, OSError):
-            where = "while the job ran" if ready else "at its start"
-            reason = f"the job's process was killed or crashed {where} (exit code {self._process.wait()})"
-            return ended("died" if ready else "died at its start", reason)
+        with contextlib.ExitStack() as start:
+            try:
+                if self._process is None or self._process.poll() is not None:
+                    while not _starts.acquire(timeout=POLL):
+                        if stop.is_set():
+                            return ended("stopped", STOPPED)
+                    start.callback(_starts.release)
+                    begun = time.monotonic()
+                    self._start()
+                print(json.dumps(request), file=self._process.stdin, flush=True)
+                while True:
+                    arrived = self._answer()
+                    highest = max(highest, self.memory())
+                    if arrived == READY:  # from here on it is the job that takes time
+                        begun, ready = time.monotonic(), True
+                        start.close()
+                    elif arrived is not None:
+                        return ended(**json.loads(arrived))
+                    elapsed = time.monotonic() - begun
+                    if not ready and elapsed > START:
+                        return ended(LOST, f"the job's process did not start within {START:g} s")
+                    if ready and limits.seconds is not None and elapsed > limits.seconds:
+                        return ended("timeout", f"the job ran longer than {limits.seconds:g} s")
+                    if limits.memory is not None and highest > limits.memory:
+                        found, most = (f"{size / 2**20:,.0f} MiB" for size in (highest, limits.memory))
+                        return ended("memory", f"the job held {found} of memory, more than {most}")
+                    if stop.is_set():
+                        return ended("stopped", STOPPED)
+            except (EOFError, OSError) as error:
+                if self._process is None:
+                    return ended(LOST, f"the job's process could not be started: {error}")
+                where = "while the job ran" if ready else "at its start"
+                reason = f"the job's process was killed or crashed {where} (exit code {self._process.wait()})"
+                return ended("died" if ready else LOST, reason)
 
     def _answer(self) -> str | None:
         """Return the next line that the process writes, None if it writes none for a while; EOFError at its end."""
         if b"\n" not in self._heard:
             if not select.select([self._process.stdout], [], [], POLL)[0]:
+                if self._process.poll() is not None:  # a process that it started may keep the pipe open
+                    raise EOFError
                 return None
             more = os.read(self._process.stdout.fileno(), 2**16)
             if not more:
@@ -278,15 +393,13 @@ class Worker:
         """Return the resident bytes of the process and all that it started."""
         total = 0
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._process.pid)
-            for each in [process, *process.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    total += each.memory_info().rss
+            self._family = _table.family(self._process.pid)
+        for each in self._family:
+            with contextlib.suppress(psutil.Error):
+                total += each.memory_info().rss
         return total
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
         self.close()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -306,11 +419,14 @@ class Worker:
         """End the process with all that it started."""
         if self._process is not None:
             kill(self._process.pid)
+            for each in self._family:  # those whose parent went first; psutil knows a number given out again
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
             self._process.wait()
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
             self._process.stdout.close()
-        self._process = None
+        self._process, self._family = None, []
 
 
 def sweep_up(job: Job, out: Path) -> None:

@@ -44,7 +44,7 @@ class Parameter:
     def parse(self, text: str) -> Any:
         """Return the value that a command line's ``text`` stands for: YAML, but text stays text for a str."""
         try:
-            value = yaml.load(text, Loader=_Yaml)  # a SafeLoader: builds plain values only
+            value = yaml.load(text, Loader=Yaml)  # a SafeLoader: builds plain values only
         except yaml.YAMLError as error:
             raise InputError(f"parameter {self.name}: {text!r} is not valid YAML") from error
         if isinstance(value, bool | int | float) and self._accepts(text):
@@ -68,7 +68,7 @@ class Parameter:
         return True
 
 
-class _Yaml(yaml.SafeLoader):
+class Yaml(yaml.SafeLoader):
     """YAML 1.2's scalars: 1e-3 is a number, and only true and false are booleans ("no" is a word)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class-level table
@@ -77,8 +77,8 @@ class _Yaml(yaml.SafeLoader):
     }
 
 
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
-_Yaml.add_implicit_resolver(
+Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+Yaml.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
     list("-+0123456789."),

@@ -80,9 +80,20 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self, path: Path, element: str | None = None, scale: float = 1) -> None:
+        """Save what is seen as PNG, or all of one element (a JavaScript expression), ``scale`` times as large."""
+        given: dict[str, Any] = {}
+        if element is not None:
+            box = self.evaluate(
+                f"(e => {{ const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] }})({element})"
+            )
+            given["clip"] = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"scale": scale}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png", **given)["data"]))
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size; 0 x 0 is that of the window."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=0, mobile=False)
 
 
 def until(look: Any, what: str, timeout: float = 60) -> Any:

@@ -1,4 +1,4 @@
-"""JupyterLab on loopback with a token, and a browser that opens its notebooks.
+"""Jupyter on loopback with a token, and a browser that opens its notebooks.
 
 Notebooks are copies, so that what the browser saves never reaches the checkout. Screenshots go to the folder that
 ``REPROLIB_SCREENSHOTS`` names, else to a temporary one.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     opened.close()
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start JupyterLab and return its address, token included."""
-    folder = tmp_path_factory.mktemp("lab")
+@contextmanager
+def served(folder: Path, module: str, application: str) -> Iterator[tuple[str, str]]:
+    """Start a server of notebooks, copied to ``folder``, and yield its address and its token."""
     shutil.copytree(notebooks(), folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name, values in SETTINGS.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -72,15 +72,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex()
-    # A folder of its own for everything that JupyterLab reads or writes; runs stay out of the checkout.
+    # A folder of its own for everything that Jupyter reads or writes; runs stay out of the checkout.
     # fmt: off
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTERLAB_SETTINGS_DIR": "settings", "IPYTHONDIR": "ipython",
            "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_RUNTIME_DIR": "runtime",
            "REPROLIB_RUN_DIR": "run"}
     # fmt: on
     environment = os.environ | {name: str(folder / place) for name, place in own.items()} | {"JUPYTER_TOKEN": token}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += [f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += [
+        f"--ServerApp.root_dir={folder}",
+        "--ServerApp.port_retries=0",
+        f"--{application}.expose_app_in_browser=True",
+    ]
     log = (folder / "log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -90,12 +94,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             return answer.status == 200
 
     try:
-        until(answers, "JupyterLab answers", 120)
-        yield f"http://127.0.0.1:{port}/lab?reset&token={token}"
+        until(answers, "Jupyter answers", 120)
+        yield f"http://127.0.0.1:{port}", token
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the group of this server alone: its kernels are in it
         server.wait(60)
         log.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start JupyterLab and return its address, token included."""
+    with served(tmp_path_factory.mktemp("lab"), "jupyterlab", "LabApp") as (address, token):
+        yield f"{address}/lab?reset&token={token}"
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,15 @@ def test_a_reader_plays(page: Page, run_all: Callable[..., None], screenshots: P
     page.wait(f"({TEXT}).includes({'Found for ' + view.shown().name(hub['query_ids'][-1])!r})", "the query's ranking")
     page.evaluate(f"{control('Data set')}.scrollIntoView()")
     both(page, screenshots, "hubs")
+    # the picture of the README: hubs that are pictures, and what is found for a name
+    page.evaluate(CHOOSE % {"place": "(_, place) => place === 0", "control": control("Direction")})
+    state = replace(state, direction="text->image")
+    shows(page, hub_numbers(view.compute(state)), "skewness")
+    page.resize(1240, 1500)
+    page.evaluate(f"{control('Data set')}.scrollIntoView()")
+    time.sleep(1)  # a widget is drawn after its value
+    page.screenshot(screenshots / "explorer.png", f"{control('Data set')}.closest('.jp-OutputArea-output')", scale=1.5)
+    page.resize(0, 0)
 
 
 def test_a_reader_closes_the_gap(page: Page, run_all: Callable[..., None], screenshots: Path) -> None:

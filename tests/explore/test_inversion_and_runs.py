@@ -20,6 +20,7 @@ from reprolib.methods.inversion import OTI, oti
 from reprolib.study import crate, provenance, records
 from reprolib.study.parameters import find_study, studies
 from tests.explore.test_views import resolved
+from tests.explore.test_widgets import standard
 
 STEPS = 5
 
@@ -36,10 +37,10 @@ def words(html: str) -> str:
 # --- inversion ------------------------------------------------------------------------------------------------
 
 
-def test_the_last_stage_is_oti_and_those_before_are_its_beginning(view: InversionView) -> None:
-    state = State(view.queries[1], STEPS)
-    stages = [view.native(state), *view.run(state)]
-    assert [stage.step for stage in stages] == [0, 1, 2, 5]
+def test_stages_are_those_of_oti(view: InversionView) -> None:
+    state, watched = State(view.queries[1], STEPS), []
+    stages = [view.native(state), *view.run(state, watched.append)]
+    assert [stage.step for stage in stages] == [0, 1, 2, 5] and watched == stages[1:]
     feature = view._feature(1).numpy()
     settings = replace(OTI, steps=STEPS, tokens=view.study.tokens[0], template=view.study.templates[0])
     found = oti(view.study.encoder, feature, [view.queries[1]], settings, checkpoints=[1, 2])
@@ -67,6 +68,15 @@ def test_the_native_stage_and_the_command_are_those_of_the_study(view: Inversion
     assert parameters["n_images"] == view.study.n_images  # the sample that the queries are of
 
 
+def test_every_step_can_be_watched(view: InversionView) -> None:
+    state = State(view.queries[1], STEPS)
+    every = view.run(state, wanted=lambda step: True)
+    assert [stage.step for stage in every] == [1, 2, 3, 4, 5]
+    for stage in view.run(state):
+        same = every[stage.step - 1]
+        assert stage.neighbours == same.neighbours and np.array_equal(stage.losses, same.losses)
+
+
 def test_an_inversion_can_be_stopped(view: InversionView) -> None:
     explorer = Inversion(view, State(steps=2))
     assert [stage.step for stage in explorer.stages] == [0, 1, 2]
@@ -81,6 +91,7 @@ def test_an_inversion_can_be_stopped(view: InversionView) -> None:
     explorer.work.wait(60)
     assert [stage.step for stage in explorer.stages] == [0, 1, 2] and view.queries[2] in explorer.neighbours.value
     assert explorer.figure().alt.startswith("Nearest neighbours of 1 queries, image → image")
+    standard(explorer.box)
     for item in (explorer.curve, explorer.neighbours):
         assert all(tag.get("alt") or tag.get("aria-label") for tag in
                    BeautifulSoup(item.value, "html.parser").find_all(["img", "svg"]))  # fmt: skip
@@ -152,6 +163,7 @@ def test_the_runs_follow_the_widgets(folder: Path, monkeypatch: pytest.MonkeyPat
     assert explorer.notebook_link("two") == "[Open the executed notebook of two](two/01_hubness.ipynb)"
     explorer.other.value = "two"
     assert "0.25" in words(explorer.difference.value)
+    standard(explorer.box)
     explorer.study.value = "modality-gap"
     assert explorer.one.options == ("other",) and explorer.one.value == "other" and not explorer.difference.value
     explorer.text.value = "nothing like this"

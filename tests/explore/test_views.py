@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reprolib.errors import InputError
 from reprolib.explore.common import source
 from reprolib.explore.gap import FOUND, GapView, clouds, landscape
 from reprolib.explore.gap import State as GapState
-from reprolib.explore.hubs import ANSWERS, HUBS, METRICS, QUERIES, HubView, _Kept, histogram, numbers
+from reprolib.explore.hubs import ANSWERS, BANK_SHARES, HUBS, METRICS, QUERIES, HubView, histogram, lists_of, numbers
 from reprolib.explore.hubs import State as HubState
 from reprolib.methods import CATALOGUE
 from reprolib.ranking import Scorer
@@ -92,8 +93,8 @@ def test_large_sides_are_ranked_alike(view: HubView, monkeypatch: pytest.MonkeyP
     state = HubState(method="dis", k=4)
     expected = view.compute(state)
     monkeypatch.setattr(sys.modules[HubView.__module__], "_KEPT", 0)
-    view.study()._measured.clear()
-    view.study()._hits.clear()
+    view.study()._lists.clear()
+    view.study()._ordered.clear()
     found = view.compute(state)
     assert found.metrics == expected.metrics and found.hubs.equals(expected.hubs)
 
@@ -105,14 +106,55 @@ def test_every_method_can_be_chosen(view: HubView) -> None:
         assert numbers(result) and "N_k" in histogram(result)
 
 
+def test_states_that_are_computed_at_the_same_time_do_not_meet(own: Path) -> None:
+    states = [HubState(direction, method, beta, k) for method in ("csls", "dual-is", "gc")
+              for direction, beta, k in (("text->image", 5.0, 3), ("image->text", 20.0, 10))]  # fmt: skip
+    one, several = HubView(own), HubView(own)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(several.compute, states))
+    for state, result in zip(states, found, strict=True):
+        expected = one.compute(state)
+        assert result.metrics == expected.metrics and result.hubs.equals(expected.hubs)
+        assert result.parameters == expected.parameters
+
+
+def test_a_move_that_was_computed_ahead_tries_nothing(own: Path) -> None:
+    view, state = HubView(own), HubState(method="nnn", k=5)
+    view.compute(state)
+    moves = list(view.around(state))
+    changed = [sum(getattr(move, name) != getattr(state, name) for name in asdict(state)) for move in moves]
+    assert set(changed) == {1} and len(set(moves)) == len(moves)
+    assert {move.method for move in moves} == set(CATALOGUE) and {move.bank_share for move in moves} < set(BANK_SHARES)
+    for move in moves:
+        view.compute(move)
+    told: list[str] = []
+    for move in moves:
+        view.compute(replace(move, k=9), told.append)  # k is quick, whatever it is
+    assert not any(told)
+    told.clear()
+    view.compute(replace(state, bank_share=0.5), told.append)
+    assert told[0] == "Loading the data with a bank of 50 %"
+    assert any(words.startswith("NNN: trying parameters on validation, 2 of ") for words in told)
+
+
+def test_every_bank_has_the_same_sides() -> None:
+    view = HubView("glyphs")
+    one, other = view.study(0.02), view.study(0.05)
+    for direction in hubness.DIRECTIONS:
+        mine, theirs = one._every[direction][0], other._every[direction][0]
+        assert mine.test is theirs.test and mine.validation is theirs.validation
+        assert len(mine.query_bank) < len(theirs.query_bank)
+
+
 def test_a_ranking_is_that_of_the_scores(view: HubView) -> None:
     state = HubState(method="dual-dis")
     result = view.compute(state)
     query = result.hubs["query_ids"].iloc[0][0]
-    task = view.study().tasks[state.direction][0]
+    study = view.study().at(state, bool)
+    task = study.tasks[state.direction][0]
     row = list(task.test.query_ids).index(query)
     for method, found in view.ranking(state, query).items():
-        scores = task.fit(task.test, method, view.study().tuned[state.direction, method][0]).scores()[row].numpy()
+        scores = task.fit(task.test, method, study.tuned[state.direction, method][0]).scores()[row].numpy()
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:ANSWERS]
         assert found == [(str(task.test.gallery_ids[i]), bool(task.test.relevance[row, i])) for i in order]
     hub = result.hubs.iloc[0]
@@ -136,19 +178,24 @@ def test_a_state_that_is_not_valid_is_named(view: HubView, change: dict[str, Any
         view.compute(replace(HubState(), **change))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 60), st.booleans(), st.booleans())
-def test_kept_products_change_no_ranking(seed: int, n: int, m: int, biased: bool, dynamic: bool) -> None:
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 60), st.integers(1, 60), st.booleans(), st.booleans()
+)
+def test_lists_from_products_are_those_of_the_ranking(
+    seed: int, n: int, m: int, k: int, biased: bool, dynamic: bool
+) -> None:
     rng = np.random.default_rng(seed)
     queries, gallery = (torch.from_numpy(rng.integers(-2, 3, (size, 4)).astype(np.float32)) for size in (n, m))
     bias = torch.from_numpy(rng.integers(-2, 3, (2 if dynamic else 1, m)).astype(np.float32)) if biased else None
     state = torch.from_numpy(rng.integers(0, 2, n)) if biased and dynamic else None
-    plain = Scorer(queries, gallery, bias, state)
-    kept = _Kept(queries, gallery, bias, state, products=queries @ gallery.T)
-    k = min(5, m)
-    assert np.array_equal(ranking.topk(plain, k), ranking.topk(kept, k))
-    before = kept.products.clone()
-    ranking.topk(kept, k, ordered=False)
-    assert torch.equal(kept.products, before)  # a block is a copy
+    scorer, k = Scorer(queries, gallery, bias, state), min(k, m)
+    error = rng.uniform(-0.9, 0.9, (n, m)) * scorer.error_bound()  # products are only so near
+    products = ((queries @ gallery.T).numpy() + error).astype(np.float32)
+    before = products.copy()
+    best, top = lists_of(scorer, products, k)
+    assert np.array_equal(best, ranking.topk(scorer, 1)[:, 0])
+    assert np.array_equal(np.sort(top), np.sort(ranking.topk(scorer, k)))
+    assert np.array_equal(products, before)
 
 
 # --- gap ------------------------------------------------------------------------------------------------------

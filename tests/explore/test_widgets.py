@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nbclient import NotebookClient
 
 from reprolib import explore
 from reprolib.errors import InputError, RunError
-from reprolib.explore.common import Explorer, Shown, Work, page, svg
+from reprolib.explore.common import Ahead, Explorer, Shown, Work, page, svg
 from reprolib.explore.hubs import HubView, numbers
 from reprolib.figures.style import Drawing
 
@@ -54,6 +55,17 @@ def labelled(box: ipywidgets.Widget) -> None:
             assert all(tag.get("aria-label") and tag["role"] == "img" for tag in soup.find_all("svg"))
 
 
+def standard(box: ipywidgets.Widget) -> None:
+    """Check that a front end needs nothing but the controls of ipywidgets and what is in the page itself."""
+    for widget in every(box):
+        assert widget._model_module in ("@jupyter-widgets/controls", "@jupyter-widgets/base", "@jupyter-widgets/output")
+        if isinstance(widget, ipywidgets.HTML):
+            soup = BeautifulSoup(widget.value, "html.parser")
+            assert not soup.find(["script", "link", "iframe"]) and "url(" not in widget.value
+            assert all(tag["src"].startswith("data:image/png") for tag in soup.find_all(src=True))
+            assert not any(name.startswith("on") for tag in soup.find_all(True) for name in tag.attrs)
+
+
 # --- explorers ------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +89,7 @@ def test_hubs_follow_the_widgets(pairs: tuple[np.ndarray, np.ndarray]) -> None:
     shown[-1].button.click()
     assert hub["query_ids"][-1] in explorer.answers.value
     labelled(explorer.box)
+    standard(explorer.box)
 
 
 def test_another_data_set_can_be_taken_and_left(tmp_path: Path, pairs: tuple[np.ndarray, np.ndarray]) -> None:
@@ -122,6 +135,7 @@ def test_the_gap_follows_the_widgets(pairs: tuple[np.ndarray, np.ndarray]) -> No
     explorer.work.wait()
     assert explorer.result.state.direction == "image->text" and explorer.result.query in words(explorer.mixed.value)
     labelled(explorer.box)
+    standard(explorer.box)
 
 
 @pytest.mark.parametrize("make", [explore.hubs, explore.gap])
@@ -220,12 +234,86 @@ def test_an_error_is_said_and_ends_nothing() -> None:
     assert waiting.shown == [5]
 
 
-def test_an_error_in_an_explorer_is_escaped() -> None:
-    class Failing(Explorer):
-        def figure(self) -> Drawing:
-            raise AssertionError
+class Plain(Explorer):
+    def figure(self) -> Drawing:
+        raise AssertionError
 
-    explorer = Failing()
+
+def test_steps_are_told_and_forgotten() -> None:
+    explorer, told, let_go = Plain(), threading.Event(), threading.Event()
+    explorer._say("reprolib run tiny")
+
+    def job() -> None:
+        explorer._step("")
+        assert "The same in batch" in explorer.state.value  # nothing to tell of
+        explorer._step("Trying 1 of 2")
+        told.set()
+        assert let_go.wait(30)
+        explorer._step("Trying 2 of 2")
+
+    for end, said in ((lambda: None, "The same in batch: reprolib run tiny"), (explorer.cancel.click, "Stopped.")):
+        told.clear(), let_go.clear()
+        explorer.work.submit(job, lambda _: None)
+        assert told.wait(30) and "Trying 1 of 2" in words(explorer.state.value)
+        assert BeautifulSoup(explorer.state.value, "html.parser").find(role="status")
+        end()
+        let_go.set()
+        explorer.work.wait(30)
+        assert words(explorer.state.value) == said
+        explorer._say("reprolib run tiny")
+
+
+def test_what_comes_next_waits_until_nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cells:
+        run, ended = True, 0.0
+
+    monkeypatch.setattr(Ahead, "_cells", Cells)
+    explorer, done, waiting = Plain(), [], Waiting()
+    explorer.next = lambda: ([lambda step, n=n: (step("a part"), done.append(n)) for n in range(3)])
+    explorer.prepare()
+    assert explorer.ahead._own.idle  # it is not displayed
+    explorer.displayed = True
+    explorer.prepare()
+    explorer.ahead.wait(0.2)
+    assert not done  # a cell runs
+    explorer.work.submit(waiting.first, bool)
+    Cells.run = False
+    assert waiting.began.wait(30)
+    explorer.ahead.wait(0.2)
+    assert not done  # the explorer works
+    waiting.let_go.set()
+    explorer.ahead.wait(30)
+    assert done == [0, 1, 2]
+    Cells.run = True
+    explorer.prepare()
+    explorer.ahead.stop()
+    explorer.ahead.wait(30)
+    assert explorer.ahead._own.idle and len(done) == 3
+
+
+def test_an_explorer_that_is_displayed_works_ahead(
+    pairs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cells:
+        run, ended = False, 0.0
+
+    monkeypatch.setattr(Ahead, "_cells", Cells)
+    for explorer, change in (
+        (explore.hubs(pairs, method="csls"), {"method": "gc"}),
+        (explore.gap(pairs), {"tau": 0.02}),
+    ):
+        after = replace(explorer.result.state, **change)
+        assert after in explorer.view.around(explorer.result.state)
+        monkeypatch.setattr(explorer.view, "around", lambda state, after=after: [after])  # one of many
+        explorer._ipython_display_()
+        explorer.ahead.wait(60)
+        told: list[str] = []
+        explorer.view.compute(after, told.append)
+        assert not any(told)
+
+
+def test_an_error_in_an_explorer_is_escaped() -> None:
+    explorer = Plain()
     explorer.work.submit(lambda: explorer._fail("a < b"), lambda _: None)
     explorer.work.wait(30)
     assert "a &lt; b" in explorer.state.value and explorer.cancel.disabled

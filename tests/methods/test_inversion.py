@@ -315,6 +315,31 @@ def test_a_stopped_run_goes_on_and_gives_the_same(tiny, tmp_path, run, caplog):
     assert not counted
 
 
+@pytest.mark.parametrize("run", [oti, ovi])
+def test_who_watches_changes_nothing_and_has_what_was_reached(tiny, run):
+    base, seen = replace(SHORT, steps=6, batch=5), []
+    whole = run(tiny, goals(), IDS, base, checkpoints=range(7), progress=quiet)
+
+    def watch(step, losses, features):
+        seen.append((step, losses.float().numpy().copy(), features.float().numpy().copy()))
+        losses.zero_(), features.zero_()  # a watcher may do as it likes with what it is given
+        if stop == step:
+            raise Stopped
+
+    stop = None
+    watched = run(tiny, goals(), IDS, base, checkpoints=range(7), progress=quiet, observe=watch)
+    for name in ("features", "losses", "tokens"):
+        assert getattr(watched, name).tobytes() == getattr(whole, name).tobytes()
+    everything, stop = list(seen), 3
+    seen.clear()
+    with pytest.raises(Stopped):
+        run(tiny, goals(), IDS, base, progress=quiet, observe=watch)
+    for found, last in ((everything, 6), (seen, 3)):
+        assert [step for step, *_ in found] == list(range(last + 1))
+        np.testing.assert_array_equal(np.stack([losses for _, losses, _ in found]), whole.losses[: last + 1])
+        np.testing.assert_array_equal(np.stack([features for *_, features in found]), whole.features[: last + 1])
+
+
 def test_the_cache_knows_every_setting(tiny, tmp_path):
     base = replace(SHORT, steps=1, batch=5)
     changes = {

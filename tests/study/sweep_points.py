@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -11,16 +13,21 @@ def tiny(*, number: int = 0, kind: str = "well", seconds: float = 0.0) -> list[d
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "endless":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
         while True:
-            pass
+            time.sleep(0.001)
     if kind == "greedy":
-        _held = [b"x" * 2**26 for _ in range(48)]
-        time.sleep(600)
+        held = []
+        while True:
+            held.append(b"x" * 2**24)
+            time.sleep(0.02)
     if kind == "raising":
         raise ValueError("of no use")
     if kind == "full disk":
         with open("/dev/full", "w") as file:
             file.write("x")
+    if kind == "empty":
+        return []
     time.sleep(seconds)
     return [
         {"study": "tiny", "dataset": "none", "model": None, "direction": None, "method": None, "metric": "R@1",

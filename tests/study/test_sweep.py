@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +20,9 @@ import yaml
 
 from reprolib.cli import main
 from reprolib.errors import InputError, RunError
+from reprolib.paths import root
 from reprolib.study import records, sweep
+from reprolib.study.jobs import Job
 from reprolib.study.verify import verify
 
 POINT = "tests.study.sweep_points:tiny"
@@ -60,7 +66,8 @@ def test_list_zip_and_grid_are_combined_in_this_order(write) -> None:
         ({"grid": {"number": [1]}, "parameters": {"number": 2}}, "the parameter number stands in two places"),
         ({"grid": {"number": []}}, "grid.number"),
         ({"limits": {"memory": "4 gigs"}}, "'4 gigs' is not a size"),
-        ({"girds": {}}, "girds"),
+        ({"limits": {"second": 4}}, "nearest valid: seconds"),
+        ({"girds": {}}, "nearest valid: grid"),
     ],
 )
 def test_a_wrong_file_is_refused_by_field(write, content: dict, sentence: str) -> None:
@@ -69,9 +76,32 @@ def test_a_wrong_file_is_refused_by_field(write, content: dict, sentence: str) -
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "must hold the fields of a sweep"),
+        ("grid: {number: [1]", "is not valid YAML: expected ',' or '}'"),
+        ("grid: {number: [1]}\ngrid: {kind: [a]}", "grid stands there twice"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        sweep.read(path)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_are_those_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"point: {POINT}\ngrid: {{seconds: [1e-3], kind: [no]}}", encoding="utf-8")
+    assert list(sweep.read(path).combinations()) == [{"seconds": 0.001, "kind": "no"}]
+
+
 def test_wrong_parameters_and_names_are_refused_before_anything_runs(write, tmp_path: Path) -> None:
     for content, sentence in (
         ({"grid": {"nubmer": [1]}}, "nearest valid: number"),
+        ({"grid": {"number": ["one"]}}, "its parameter number must be int, not 'one'"),
         ({"point": "correlation"}, "nearest valid: correction"),
         ({"point": "tests.study.sweep_points:tinny"}, "cannot be imported"),
         ({"point": "correction", "grid": {"dataset": ["glyph"]}}, "nearest valid: glyphs"),
@@ -80,7 +110,21 @@ def test_wrong_parameters_and_names_are_refused_before_anything_runs(write, tmp_
             sweep.run(write(**content), tmp_path / "out", progress=False)
     with pytest.raises(InputError, match="valid is dask://host:port or slurm"):
         sweep.run(write(), tmp_path / "out", cluster="dask:8786", progress=False)
+    with pytest.raises(InputError, match="to use as a mirror"):
+        sweep.run(write(), tmp_path / "out", mirror=tmp_path / "none", progress=False)
     assert not (tmp_path / "out" / "jobs").exists()
+
+
+def test_a_job_is_its_content_and_not_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = tmp_path / "own_points_of_a_test.py", tmp_path / "data.npy"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = set()
+    for code, content in (("return []", "a"), ("return [1]", "a"), ("return [1]", "bc")):
+        module.write_text(f"def own(*, data: str, k: int = 1):\n    {code}\n")
+        data.write_text(content)
+        for given in ({}, {"k": 1}, {"k": 2}):
+            keys.add(Job.of("point", "own_points_of_a_test:own", {"data": str(data), **given}).key)
+    assert len(keys) == 6
 
 
 # --- the jobs -----------------------------------------------------------------------------------------------
@@ -112,62 +156,58 @@ def test_the_command_tells_what_is_not_done(write, tmp_path: Path, capsys: pytes
     assert stop.value.code == 2 and "there is no file" in capsys.readouterr().err
 
 
-def test_every_way_to_go_wrong_is_told_apart_and_spoils_nothing_else(write, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    kinds = ["well", "killed", "endless", "greedy", "raising", "full disk"]
-    path = write(grid={"kind": kinds}, limits={"seconds": 8, "memory": "1.5 GiB"})
-    begun = time.monotonic()
-    assert sweep.run(path, out, workers=2, progress=False) == {
-        "done": 1, "died": 1, "timeout": 1, "memory": 1, "failed": 2
-    }  # fmt: skip
-    assert time.monotonic() - begun < 240
-    reasons = {job["parameters"]["kind"]: job["reason"] for job in listed(out)}
-    assert "killed or crashed while the job ran (exit code -9)" in reasons["killed"]
-    assert reasons["endless"] == "the job ran longer than 8 s"
-    assert "of memory, more than 1,536 MiB" in reasons["greedy"]
-    assert reasons["raising"] == "ValueError: of no use" and "No space left" in reasons["full disk"]
-    assert len(sweep.failures(out)) == 5 and len(records.load(out)) == 1
-    assert sorted(folder.name for folder in (out / "jobs").iterdir()) == sorted(
-        job["key"][:16] for job in listed(out) if job["status"] == "done"
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_process_that_dies_at_its_start_is_started_once_more(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, sys\n"
+        f"flags = [pathlib.Path({str(tmp_path)!r}, f'flag-{{n}}') for n in range({deaths})]\n"
+        "fresh = [flag for flag in flags if not flag.exists()]\n"
+        "if any('reprolib.study.jobs' in each for each in sys.orig_argv) and fresh:\n"
+        "    fresh[0].touch()\n    os.kill(os.getpid(), 9)\n"
     )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status = "done" if deaths == 1 else "died"
+    assert sweep.run(write(), tmp_path / "out", progress=False) == {status: 1}
+    (job,) = listed(tmp_path / "out")
+    assert job["attempts"] == 2 and (deaths == 1 or job["reason"].endswith("at its start (exit code -9)"))
 
 
-def test_notebooks_are_jobs_too(make_notebook, tmp_path: Path) -> None:
-    save = (
-        "from reprolib.study import records\n"
-        "_ = records.save([dict(study='tiny', dataset='none', model=None, direction=None, method=None, "
-        "parameters={'number': number}, metric='R@1', value=number / 10, n=1)])"
-    )
-    killed = "import os\nif number == 2:\n    os.kill(os.getpid(), 9)"
-    full = "if number == 3:\n    with open('/dev/full', 'w') as file:\n        file.write('x')"
-    notebook = make_notebook(killed, full, save, parameters="number: int = 1  # a number")
-    path = tmp_path / "sweep.yaml"
-    path.write_text(yaml.safe_dump({"study": str(notebook), "grid": {"number": [1, 2, 3]}}), encoding="utf-8")
+def test_results_of_a_sweep_are_those_of_its_jobs_alone(write, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert sweep.run(path, out, workers=2, progress=False) == {"done": 1, "failed": 2}
-    reasons = {job["parameters"]["number"]: job["reason"] for job in listed(out)}
-    assert "lost its kernel" in reasons[2] and "the disk is full" in reasons[3]
-    assert [record.value for record in records.load(out)] == [0.1]
-    assert sweep.run(path, out, workers=2, progress=False) == {"cached": 1, "failed": 2}
+    assert sweep.run(write(grid={"number": [1, 2]}), out, workers=1, progress=False) == {"done": 2}
+    (out / "jobs" / listed(out)[0]["key"][:16] / "results.json").write_text("spoilt")
+    assert sweep.run(write(list=[{"number": 1}, {"kind": "empty"}]), out, progress=False) == {"failed": 2}
+    assert [job["reason"].split(":")[0] for job in listed(out)] == [
+        "the result is lost", f"the grid point {POINT} returned no record".split(":")[0]
+    ]  # fmt: skip
+    assert not (out / "results.json").exists()
 
 
-def test_when_the_watching_process_is_killed_its_jobs_end_and_the_next_start_goes_on(write, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_when_the_watching_process_is_stopped_its_jobs_end_and_the_next_start_goes_on(
+    write, tmp_path: Path, number: int, code: int
+) -> None:
     out = tmp_path / "out"
-    path = write(list=[{"number": 1}, {"number": 2, "seconds": 600.0}])
-    (tmp_path / "go.py").write_text(
-        "from pathlib import Path\nfrom reprolib.study import sweep\n"
-        f"if __name__ == '__main__':\n    sweep.run(Path({str(path)!r}), Path({str(out)!r}), workers=2)\n"
-    )
+    path = write(list=[{"number": 1}, {"number": 2, "seconds": 600.0}], workers=1)
+    (tmp_path / "go.py").write_text("import sys\nfrom reprolib.cli import main\nmain(['sweep', *sys.argv[1:]])\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "go.py")], env=environment, stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(tmp_path / "go.py"), str(path), "--out", str(out)]
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while not list((out / "jobs").glob("[!.]*")) or not list((out / "jobs").glob(".*partial")):
+    while not list((out / "jobs").glob("[!.]*")):
         assert time.monotonic() < until and parent.poll() is None
         time.sleep(0.1)
     children = psutil.Process(parent.pid).children(recursive=True)
-    parent.kill()
-    parent.wait()
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    with pytest.raises(InputError, match="another sweep is at work"):
+        sweep.run(path, out, progress=False)
+    parent.send_signal(number)
+    said = parent.communicate()[1]
+    assert children and not psutil.wait_procs(children, timeout=30)[1]
+    if number != signal.SIGKILL:
+        assert "what is finished is kept" in said and parent.returncode == code
+        assert [job["status"] for job in listed(out)] == ["done", "not run"]
     path = write(list=[{"number": 1}, {"number": 2, "seconds": 0.0}])
     assert sweep.run(path, out, workers=2, progress=False) == {"cached": 1, "done": 1}
 
@@ -175,28 +215,169 @@ def test_when_the_watching_process_is_killed_its_jobs_end_and_the_next_start_goe
 # --- a cluster ----------------------------------------------------------------------------------------------
 
 
-def test_a_cluster_gives_what_one_machine_gives_though_a_worker_is_killed(write, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """Return a sweep's file and what it gives on this machine."""
+    folder = tmp_path_factory.mktemp("here")
+    path = folder / "sweep.yaml"
+    path.write_text(
+        yaml.safe_dump({"point": POINT, "grid": {"number": list(range(8))}, "parameters": {"seconds": 0.2}})
+    )
+    assert sweep.run(path, folder, workers=2, progress=False) == {"done": 8}
+    return path, (folder / "results.json").read_bytes()
+
+
+@pytest.fixture
+def after_three(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return a function that has something done when three jobs of the next sweep have ended."""
+
+    board = sweep._Board
+
+    def do(action: Callable[[], object]) -> None:
+        class Acting(board):
+            acted = False
+
+            def show(self) -> None:
+                super().show()
+                if self.fresh >= 3 and not self.acted:
+                    self.acted = True
+                    action()
+
+        monkeypatch.setattr(sweep, "_Board", Acting)
+
+    return do
+
+
+def test_a_dask_cluster_gives_what_one_machine_gives_though_a_worker_is_killed(here, tmp_path, after_three) -> None:
     distributed = pytest.importorskip("distributed")
-    path = write(grid={"number": list(range(12))}, parameters={"seconds": 0.3})
-    sweep.run(path, tmp_path / "here", workers=2, progress=False)
+    path, results = here
     with distributed.LocalCluster(2, processes=True, threads_per_worker=1, dashboard_address=None) as cluster:
-        pids = [worker.pid for worker in cluster.workers.values()]
+        address = cluster.scheduler_address.replace("tcp://", "dask://")
+        after_three(psutil.Process(next(iter(cluster.workers.values())).pid).kill)  # a nanny starts another
+        assert sweep.run(path, tmp_path / "there", cluster=address, progress=False) == {"done": 8}
+        assert not jobs_left()
 
-        class Killing(sweep._Board):
-            def note(self, job: object, outcome: object) -> None:
-                super().note(job, outcome)
-                if self.fresh == 3:  # a nanny starts another in its place
-                    psutil.Process(pids[0]).kill()
+        def interrupt() -> None:
+            raise KeyboardInterrupt
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sweep, "_Board", Killing)
-            address = cluster.scheduler_address.replace("tcp://", "dask://")
-            found = sweep.run(path, tmp_path / "there", cluster=address, progress=False)
-    assert found == {"done": 12}
-    assert (tmp_path / "there" / "results.json").read_bytes() == (tmp_path / "here" / "results.json").read_bytes()
+        after_three(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(path, tmp_path / "again", cluster=address, progress=False)
+        assert not jobs_left()
+    assert (tmp_path / "there" / "results.json").read_bytes() == results
+    assert Counter(job["status"] for job in listed(tmp_path / "again"))["done"] >= 3
+
+
+def jobs_left() -> list[psutil.Process]:
+    """Return the processes that do jobs, started at whatever distance by this one, which do not end by themselves."""
+    jobs = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and "jobs import serve" in " ".join(process.cmdline())
+    ]
+    return psutil.wait_procs(jobs, timeout=20)[1]
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "ANSWER", 1.0)
     with pytest.raises(RunError, match=r"no scheduler answers at dask://127\.0\.0\.1:9"):
         sweep.run(write(), tmp_path / "out", cluster="dask://127.0.0.1:9", progress=False)
+
+
+SLURM = {
+    "sbatch": """
+for id in $(seq 1000); do mkdir "$NODES/$id" 2>/dev/null && break; done
+cp "$1" "$NODES/$id/script"
+setsid bash "$NODES/$id/script" > "$NODES/$id/log" 2>&1 < /dev/null &
+echo $! > "$NODES/$id/pid"
+echo "Submitted batch job $id"
+""",
+    "scancel": 'for id; do kill -TERM -- "-$(cat "$NODES/$id/pid")"; done',
+    "squeue": """
+for job in "$NODES"/*; do kill -0 "$(cat "$job/pid")" 2>/dev/null && basename "$job"; done
+exit 0
+""",
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield the folder of a stand-in for Slurm, with one numbered folder for each job, which is a process here."""
+    pytest.importorskip("dask_jobqueue")
+    import dask
+
+    nodes, commands = tmp_path / "nodes", tmp_path / "commands"
+    for folder in (nodes, commands):
+        folder.mkdir()
+    for name, text in SLURM.items():
+        (commands / name).write_text(f"#!/bin/bash\n{text}")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("NODES", str(nodes))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # Slurm hands the environment on
+    described = {"cores": 1, "memory": "1 GiB", "interface": "lo", "scheduler-options": {"dashboard_address": ":0"},
+                 "local-directory": str(tmp_path)}  # fmt: skip
+    with dask.config.set({"jobqueue.slurm": dask.config.get("jobqueue.slurm") | described,
+                          "distributed.deploy.lost-worker-timeout": "1 s"}):  # fmt: skip
+        yield nodes
+
+
+def at_work(nodes: Path) -> list[int]:
+    """Return the stand-in's jobs whose process groups are there, by number."""
+    groups = {int(job.name): int((job / "pid").read_text()) for job in nodes.iterdir()}
+    alive = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.add(os.getpgid(process.pid))
+    return sorted(number for number, group in groups.items() if group in alive)
+
+
+def test_slurm_gives_what_one_machine_gives_though_a_job_is_killed(here, slurm: Path, tmp_path, after_three) -> None:
+    path, results = here
+    after_three(lambda: os.killpg(int((slurm / "1" / "pid").read_text()), signal.SIGKILL))
+    found = sweep.run(path, tmp_path / "there", cluster="slurm", workers=2, progress=False)
+    assert found == {"done": 8}, (slurm / "1" / "log").read_text()
+    assert (tmp_path / "there" / "results.json").read_bytes() == results
+    script = (slurm / "1" / "script").read_text()
+    assert "#SBATCH --cpus-per-task=1" in script and "#SBATCH --mem=1G" in script and "#SBATCH -t 00:30:00" in script
+    until = time.monotonic() + 30
+    while at_work(slurm) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not at_work(slurm) and not jobs_left()
+
+
+def test_a_slurm_that_takes_no_job_or_loses_them_all_is_told(
+    write, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "commands" / "sbatch"
+    working = command.read_text()
+    command.write_text("#!/bin/bash\necho 'invalid partition specified: fast' >&2\nexit 1\n")
+    with pytest.raises(RunError, match=r"Slurm takes no job: .*invalid partition specified: fast"):
+        sweep.run(write(), tmp_path / "out", cluster="slurm", workers=1, progress=False)
+    command.write_text(working.replace('cp "$1" "$NODES/$id/script"', 'echo "exit 1" > "$NODES/$id/script"'))
+    monkeypatch.setattr(sweep, "PATIENCE", 1.0)
+    assert sweep.run(write(), tmp_path / "out", cluster="slurm", workers=1, progress=False) == {"died": 1}
+    assert "the cluster had no worker" in listed(tmp_path / "out")[0]["reason"]
+
+
+# --- the guide ----------------------------------------------------------------------------------------------
+
+
+def test_every_sweep_of_the_guide_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (root() / "docs" / "guides" / "sweeps.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    queues, sweeps = (
+        [each for each in blocks if "jobqueue" in each],
+        [each for each in blocks if "jobqueue" not in each],
+    )
+    monkeypatch.chdir(tmp_path)
+    numbers = []
+    for content in sweeps:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        numbers.append(len(sweep.jobs_of(sweep.read(path))))
+    assert [int(number) for number in re.findall(r"(\d+) jobs:", text)] == numbers
+    default = pytest.importorskip("dask_jobqueue").__file__
+    known = yaml.safe_load(Path(default).with_name("jobqueue.yaml").read_text())["jobqueue"]["slurm"]
+    assert queues and all(each["jobqueue"]["slurm"].keys() <= known.keys() for each in queues)
