@@ -480,7 +480,8 @@ def rank(
 def _one_way(scorer: Scorer, relevance: scipy.sparse.csr_array, k: int, ordered: bool, block_bytes: int) -> Ranking:
     side = _Side(scorer, relevance, k, axis=1)
     error = scorer.error_bound()
-    for rows in blocks(*scorer.shape, block_bytes):
+    whole = scorer.transform is None  # a transform holds a block several times over, in float64
+    for rows in blocks(*scorer.shape, block_bytes if whole else block_bytes // 4):
         side.update(scorer.block(rows), rows, error)
     return side.finish(error, ordered)
 

@@ -421,6 +421,12 @@ def _slurm(count: int) -> Iterator[Any]:
             cluster.worker_spec.update(cluster.new_worker_spec())
         await cluster
 
+    async def ended() -> None:
+        cluster.worker_spec.clear()
+        await cluster._correct_state()  # after which no job is made any more
+        for job in cluster._created:  # Dask insists on this status at the end, and dask-jobqueue does not set it
+            job.status = Status.closing
+
     try:
         try:
             cluster.sync(submitted)
@@ -429,8 +435,7 @@ def _slurm(count: int) -> Iterator[Any]:
         yield cluster
     finally:
         with _on_signal(_ignore):
-            for job in cluster._created:  # Dask insists on this status at the end, and dask-jobqueue does not set it
-                job.status = Status.closing
+            cluster.sync(ended)
             cluster.close()
 
 
