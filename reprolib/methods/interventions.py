@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse.linalg
@@ -16,9 +17,10 @@ from torch import Tensor
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.methods.base import Bank, Method, positive
+from reprolib.methods.moments import Moments, pair_covariance
 from reprolib.methods.sinkhorn import potentials
 from reprolib.metrics.gap import matching
-from reprolib.ranking import ArrayLike, Relevance
+from reprolib.ranking import ArrayLike, Relevance, Rows
 
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SIDES = ("both", "image", "text")
@@ -36,6 +38,40 @@ class Intervention(Method):
     transductive: bool = False
 
 
+class Train:
+    """The rows that interventions are fitted on, and what they ask of them: moments, found once and kept.
+
+    Fit many interventions on one ``Train``: a whole grid of parameters costs no more than one of them. The rows are
+    read part by part; those of a large mapped array stay in their file (``ranking.as_rows``). Arguments and errors as
+    those of ``intervene``.
+    """
+
+    def __init__(self, image: ArrayLike, text: ArrayLike, relevance: Relevance | None = None) -> None:
+        self.image, self.text = (Moments(rows) for rows in _sides(image, text, ranking.as_rows))
+        n, m = self.sizes = len(self.image), len(self.text)
+        if min(self.sizes) < 2:
+            raise InputError(f"{n} train images and {m} train texts: at least 2 of each are needed")
+        self._match = None if relevance is None and n != m else matching(relevance, n, m)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """mean(image) - mean(text), float64 [d]."""
+        return self.image.mean - self.text.mean
+
+    @cached_property
+    def pairs(self) -> tuple[Moments, Moments, Tensor]:
+        """The images and the texts of the matching pairs, and the covariance [d, d] of the texts with the images."""
+        if self._match is None:
+            n, m = self.sizes
+            raise InputError(f"{n} train images and {m} train texts: pass relevance to say what matches")
+        places = [torch.as_tensor(side.astype(np.int64), device=self.image.device) for side in self._match.nonzero()]
+        image, text = (
+            Moments(side.rows, torch.bincount(place, minlength=len(side)))
+            for side, place in zip((self.image, self.text), places, strict=True)
+        )
+        return image, text, pair_covariance(text, image, torch.stack(places[::-1]))
+
+
 INTERVENTIONS: dict[str, Intervention] = {}
 
 
@@ -48,11 +84,9 @@ def intervention(
     grid: Mapping[str, tuple] | None = None,
     transductive: bool = False,
 ) -> Callable[[Callable[..., Map]], Callable[..., Map]]:
-    """Enter a function ``(image, text, pairs, *, parameters) -> Map`` in the catalogue.
+    """Enter a function ``(train, *, parameters) -> Map`` in the catalogue; ``train`` is a ``Train``.
 
-    ``image`` [n, d] and ``text`` [m, d] are the unit rows of the train part, float64; ``pairs`` int64 [2, p] names
-    the rows of the matching pairs, or is None if nothing says what matches. The map it returns takes and gives
-    float64 rows; ``intervene`` does the rest.
+    The map it returns takes and gives float64 rows; ``intervene`` does the rest.
     """
 
     def enter(function: Callable[..., Map]) -> Callable[..., Map]:
@@ -66,8 +100,8 @@ def intervention(
 
 def intervene(
     name: str,
-    image: ArrayLike,
-    text: ArrayLike,
+    image: ArrayLike | Train,
+    text: ArrayLike | None = None,
     relevance: Relevance | None = None,
     *,
     renormalize: bool = True,
@@ -79,8 +113,8 @@ def intervene(
     unless ``renormalize=False``. Everything is L2-normalised first and computed in float64; no input is changed.
     Only if ``INTERVENTIONS[name].transductive`` does what becomes of a row depend on the other rows given with it.
     ``relevance`` (images x texts, see ``ranking.as_relevance``) says which train rows match; None: row i with row i
-    where n = m. Only ``procrustes`` and ``linear`` look at it. ``parameters`` and defaults:
-    ``INTERVENTIONS[name].parameters``; values to select from on validation data: ``.grid``.
+    where n = m. Only ``procrustes`` and ``linear`` look at it. A ``Train`` may stand for all three. ``parameters`` and
+    defaults: ``INTERVENTIONS[name].parameters``; values to select from on validation data: ``.grid``.
 
     Raises InputError for an unknown intervention or parameter (with the nearest names) or a bad value, bad embeddings
     (naming the row), differing widths, fewer than 2 train rows, missing pairs, and a row that is moved onto 0.
@@ -89,42 +123,28 @@ def intervene(
         raise nearest(name, INTERVENTIONS, "intervention")
     chosen = INTERVENTIONS[name]
     parameters = chosen.checked(parameters)
-    train = _double(image, text)
-    if min(map(len, train)) < 2:
-        raise InputError(f"{len(train[0])} train images and {len(train[1])} train texts: at least 2 of each are needed")
-    move = chosen.fit(*train, _pairs(relevance, *train), **parameters)
+    shared = isinstance(image, Train)
+    if shared != (text is None) or (shared and relevance is not None):
+        raise InputError(f"{name} is fitted on images and texts, or on a Train alone")
+    train = image if shared else Train(image, text, relevance)
+    move = chosen.fit(train, **parameters)
 
     def apply(image: ArrayLike, text: ArrayLike) -> tuple[Tensor, Tensor]:
-        rows = _double(image, text)
-        if rows[0].shape[1] != train[0].shape[1]:
-            raise InputError(f"{name} was fitted on width {train[0].shape[1]}, but the rows have {rows[0].shape[1]}")
+        rows = [side.double() for side in _sides(image, text, ranking.as_embeddings)]
+        if rows[0].shape[1] != train.image.width:
+            raise InputError(f"{name} was fitted on width {train.image.width}, but the rows have {rows[0].shape[1]}")
         moved = zip(("images", "texts"), move(*rows), strict=True)
         return tuple(ranking.as_embeddings(r, f"{side} after {name}", normalize=renormalize) for side, r in moved)
 
     return apply
 
 
-def _double(image: ArrayLike, text: ArrayLike) -> list[Tensor]:
-    """Return images and texts as unit rows in float64, in memory of their own."""
-    rows = [ranking.as_embeddings(side, name).double() for side, name in ((image, "images"), (text, "texts"))]
+def _sides(image: ArrayLike, text: ArrayLike, taken: Callable[..., Tensor | Rows]) -> list[Tensor | Rows]:
+    """Return images and texts as unit rows, which ``taken`` makes of them, in memory of their own or in their file."""
+    rows = [taken(side, name) for side, name in ((image, "images"), (text, "texts"))]
     if rows[0].shape[1] != rows[1].shape[1]:
         raise InputError(f"images have width {rows[0].shape[1]} and texts {rows[1].shape[1]}; they must agree")
     return rows
-
-
-def _pairs(relevance: Relevance | None, image: Tensor, text: Tensor) -> Tensor | None:
-    """Return the rows of the matching pairs, int64 [2, p], or None if nothing says what matches."""
-    if relevance is None and len(image) != len(text):
-        return None
-    found = matching(relevance, len(image), len(text)).nonzero()
-    return torch.as_tensor(np.stack(found).astype(np.int64), device=image.device)
-
-
-def _paired(image: Tensor, text: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both rows of every matching pair, float64 [p, d] each."""
-    if pairs is None:
-        raise InputError(f"{len(image)} train images and {len(text)} train texts: pass relevance to say what matches")
-    return image[pairs[0]], text[pairs[1]]
 
 
 def _number(least: float = -np.inf, **values: float) -> None:
@@ -149,7 +169,7 @@ def _along(step: Tensor, sides: str) -> Map:
 
 
 @intervention("none", year=0, summary="the rows as they are", source="")
-def none(image: Tensor, text: Tensor, pairs: Tensor | None) -> Map:
+def none(train: Train) -> Map:
     """Leave everything where it is."""
     return lambda image, text: (image, text)
 
@@ -161,7 +181,7 @@ def none(image: Tensor, text: Tensor, pairs: Tensor | None) -> Map:
     source=_LIANG,
     grid={"lam": (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)},
 )
-def shift(image: Tensor, text: Tensor, pairs: Tensor | None, *, lam: float = 1.0, sides: str = "both") -> Map:
+def shift(train: Train, *, lam: float = 1.0, sides: str = "both") -> Map:
     """Take the share ``lam`` of the gap Delta = mean(image) - mean(text) away: x - lam/2 Delta, y + lam/2 Delta.
 
     The paper (from a secondary source) writes x - lambda Delta, y + lambda Delta: its lambda is ``lam / 2``. Before
@@ -169,7 +189,7 @@ def shift(image: Tensor, text: Tensor, pairs: Tensor | None, *, lam: float = 1.0
     that modality alone, by lam Delta.
     """
     _number(lam=lam)
-    return _along(lam * (image.mean(0) - text.mean(0)), sides)
+    return _along(lam * train.gap, sides)
 
 
 @intervention(
@@ -179,9 +199,7 @@ def shift(image: Tensor, text: Tensor, pairs: Tensor | None, *, lam: float = 1.0
     source=_LIANG + "; shift_features.ipynb and get_gap_stats.ipynb of Weixin-Liang/Modality-Gap",
     grid={"delta": (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75)},
 )
-def shift_released(
-    image: Tensor, text: Tensor, pairs: Tensor | None, *, delta: float = 0.5, sides: str = "both"
-) -> Map:
+def shift_released(train: Train, *, delta: float = 0.5, sides: str = "both") -> Map:
     """Move by the distance ``delta`` along u = Delta / norm(Delta): x - delta/2 u, y + delta/2 u.
 
     As the release does it, where the paper scales Delta itself: the same ``delta`` is another share of another gap.
@@ -189,11 +207,10 @@ def shift_released(
     becomes norm(Delta) - delta. Raises InputError if the centroids coincide.
     """
     _number(delta=delta)
-    gap = image.mean(0) - text.mean(0)
-    length = gap.norm()
+    length = train.gap.norm()
     if length < 1e-7:  # the resolution of float32
         raise InputError("the centroids of train images and train texts coincide; there is no direction to shift along")
-    return _along(delta * gap / length, sides)
+    return _along(delta * train.gap / length, sides)
 
 
 @intervention(
@@ -202,10 +219,9 @@ def shift_released(
     summary="subtract the mean of each modality (GR-CLIP)",
     source="Closing the Modality Gap for Mixed Modality Search, 2025, arXiv 2507.19054",
 )
-def mean_centring(image: Tensor, text: Tensor, pairs: Tensor | None) -> Map:
+def mean_centring(train: Train) -> Map:
     """x - mean(train images), y - mean(train texts): the gap of the train rows is 0 before renormalisation."""
-    means = image.mean(0), text.mean(0)
-    return lambda image, text: (image - means[0], text - means[1])
+    return lambda image, text: (image - train.image.mean, text - train.text.mean)
 
 
 @intervention(
@@ -215,7 +231,7 @@ def mean_centring(image: Tensor, text: Tensor, pairs: Tensor | None) -> Map:
     source="I0T, 2025 (unverified); the third-party variant from a secondary source",
     grid={"variant": ("paper", "third-party")},
 )
-def i0t(image: Tensor, text: Tensor, pairs: Tensor | None, *, variant: str = "third-party") -> Map:
+def i0t(train: Train, *, variant: str = "third-party") -> Map:
     """Standardise each modality with its train statistics.
 
     ``variant="third-party"`` (default: a baseline that was read about, and other than mean-centring):
@@ -224,10 +240,10 @@ def i0t(image: Tensor, text: Tensor, pairs: Tensor | None, *, variant: str = "th
     """
     if variant not in ("paper", "third-party"):
         raise nearest(str(variant), ("paper", "third-party"), "variant")
-    centre = mean_centring(image, text, pairs)
+    centre = mean_centring(train)
     if variant == "paper":
         return centre
-    spread = [side.std(0, correction=0) + 1e-6 for side in (image, text)]
+    spread = [side.variance.sqrt() + 1e-6 for side in (train.image, train.text)]
 
     def move(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         x, y = centre(image, text)
@@ -243,14 +259,14 @@ def i0t(image: Tensor, text: Tensor, pairs: Tensor | None, *, variant: str = "th
     source="after the rogue dimensions of Schrodi et al., ICLR 2025",
     grid={"k": (1, 2, 4, 8)},
 )
-def drop_dimensions(image: Tensor, text: Tensor, pairs: Tensor | None, *, k: int = 2) -> Map:
+def drop_dimensions(train: Train, *, k: int = 2) -> Map:
     """Set the ``k`` dimensions with the largest absolute centroid difference to 0 in both modalities.
 
     For inner products that is to delete them; the width stays. Raises InputError unless 1 <= k < d.
     """
-    _count(k, image.shape[1] - 1, "one less than the width")
-    kept = torch.ones(image.shape[1], dtype=torch.float64, device=image.device)
-    kept[(image.mean(0) - text.mean(0)).abs().argsort(descending=True, stable=True)[:k]] = 0
+    _count(k, train.image.width - 1, "one less than the width")
+    kept = torch.ones_like(train.gap)
+    kept[train.gap.abs().argsort(descending=True, stable=True)[:k]] = 0
     return lambda image, text: (image * kept, text * kept)
 
 
@@ -261,7 +277,7 @@ def drop_dimensions(image: Tensor, text: Tensor, pairs: Tensor | None, *, k: int
     source="Schonemann, Psychometrika 1966",
     grid={"centred": (False, True)},
 )
-def procrustes(image: Tensor, text: Tensor, pairs: Tensor | None, *, centred: bool = False) -> Map:
+def procrustes(train: Train, *, centred: bool = False) -> Map:
     """Map texts by the orthogonal Q that minimises sum |x - y Q|^2 over the train pairs; images stay.
 
     ``centred``: both sides are centred on the means of the pairs before, and texts become (y - mean_y) Q + mean_x.
@@ -269,9 +285,9 @@ def procrustes(image: Tensor, text: Tensor, pairs: Tensor | None, *, centred: bo
     """
     if not isinstance(centred, bool):
         raise InputError(f"centred = {centred!r} is neither True nor False")
-    x, y = _paired(image, text, pairs)
-    mean_x, mean_y = (x.mean(0), y.mean(0)) if centred else (0.0, 0.0)
-    product = (y - mean_y).T @ (x - mean_x)
+    x, y, product = train.pairs
+    mean_x, mean_y = (x.mean, y.mean) if centred else (0.0, 0.0)
+    product = product if centred else product + torch.outer(y.mean, x.mean)
     towards = 1e-8 * product.norm() * torch.eye(len(product), dtype=torch.float64, device=product.device)
     u, _, vh = torch.linalg.svd(product + towards)  # what the pairs leave open is drawn towards the identity
     return lambda image, text: (image, (text - mean_y) @ (u @ vh) + mean_x)
@@ -284,18 +300,16 @@ def procrustes(image: Tensor, text: Tensor, pairs: Tensor | None, *, centred: bo
     source="Hoerl and Kennard, Technometrics 1970",
     grid={"ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
 )
-def linear(image: Tensor, text: Tensor, pairs: Tensor | None, *, ridge: float = 0.01) -> Map:
+def linear(train: Train, *, ridge: float = 0.01) -> Map:
     """Map texts to (y - mean_y) W + mean_x, W minimising mean |x - mean_x - (y - mean_y) W|^2 + ridge |W|^2.
 
     Means and sum are over the train pairs; images stay. (scikit-learn's ``Ridge`` with alpha = ridge x pairs.)
     """
     positive(ridge=ridge)
-    x, y = _paired(image, text, pairs)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    penalty = ridge * len(y) * torch.eye(y.shape[1], dtype=torch.float64, device=y.device)
-    weights = torch.linalg.solve(y.T @ y + penalty, y.T @ x)
-    return lambda image, text: (image, (text - mean_y) @ weights + mean_x)
+    x, y, product = train.pairs
+    penalty = ridge * torch.eye(y.width, dtype=torch.float64, device=y.device)
+    weights = torch.linalg.solve(y.covariance + penalty, product)
+    return lambda image, text: (image, (text - y.mean) @ weights + x.mean)
 
 
 @intervention(
@@ -306,7 +320,7 @@ def linear(image: Tensor, text: Tensor, pairs: Tensor | None, *, ridge: float = 
     grid={"k": (30, 60, 120)},
     transductive=True,
 )
-def spectral(image: Tensor, text: Tensor, pairs: Tensor | None, *, k: int = 60) -> Map:
+def spectral(train: Train, *, k: int = 60) -> Map:
     """Embed the rows given by the ``k`` smallest non-trivial eigenvectors of a graph Laplacian; rows become [., k].
 
     The graph joins images and texts by W = max(X Y^T, 0) (clipping is ours: a weight below 0 has no degree);
@@ -342,9 +356,7 @@ def spectral(image: Tensor, text: Tensor, pairs: Tensor | None, *, k: int = 60) 
     grid={"tau": (0.01, 0.02, 0.05, 0.1)},
     transductive=True,
 )
-def optimal_transport(
-    image: Tensor, text: Tensor, pairs: Tensor | None, *, tau: float = 0.02, iterations: int = 100
-) -> Map:
+def optimal_transport(train: Train, *, tau: float = 0.02, iterations: int = 100) -> Map:
     """Map each text given onto the mean of the images given, weighted by its row of a transport plan; images stay.
 
     Entropic transport with cost 1 - s, uniform marginals and regularisation ``tau`` (``sinkhorn.potentials``); the

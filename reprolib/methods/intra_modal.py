@@ -16,7 +16,8 @@ from torch import Tensor
 
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
-from reprolib.methods.base import Method
+from reprolib.methods.base import TILE, Method
+from reprolib.methods.moments import Moments
 from reprolib.ranking import ArrayLike
 
 Map = Callable[[ArrayLike], Tensor]
@@ -47,7 +48,11 @@ class AffineMap:
         unit = ranking.as_embeddings(rows, "rows", device=self.matrix.device)
         if unit.shape[1] != len(self.offset):
             raise InputError(f"rows have width {unit.shape[1]}, but the map was fitted for {len(self.offset)}")
-        return ranking.as_embeddings((unit.double() - self.offset) @ self.matrix.T, "mapped rows")
+        mapped = torch.empty(len(unit), len(self.matrix), device=unit.device)
+        for start, part, out in zip(range(0, len(unit), TILE), unit.split(TILE), mapped.split(TILE), strict=True):
+            moved = (part.double() - self.offset) @ self.matrix.T
+            out.copy_(ranking.as_embeddings(moved, "mapped rows", first=start))
+        return mapped
 
 
 CONTROLS: dict[str, Method] = {}
@@ -74,14 +79,15 @@ def control(
 def fit_control(
     name: str,
     *,
-    train: ArrayLike | None = None,
+    train: ArrayLike | Moments | None = None,
     projections: tuple[ArrayLike, ArrayLike] | None = None,
     side: str = "image",
     **parameters: object,
 ) -> Map:
     """Fit control ``name`` and return its map, to be applied to queries and gallery of the modality ``side``.
 
-    ``train`` [n, d] holds embeddings of that modality which are neither queries nor gallery; they are normalised.
+    ``train`` [n, d] holds embeddings of that modality which are neither queries nor gallery; they are normalised. To
+    fit many controls on them, pass ``Moments`` of ``ranking.as_rows``, which keep what was found.
     ``projections`` are (W_image [d, width], W_text [d, width]) as ``torch.nn.Linear`` keeps them
     (``projections_of``). Which is needed, and the ``parameters``, depend on the control (``CONTROLS``).
 
@@ -96,7 +102,7 @@ def fit_control(
         raise nearest(side, SIDES, "side")
     given: dict[str, object] = {}
     if train is not None:
-        given["train"] = ranking.as_embeddings(train, "train").double()
+        given["train"] = train if isinstance(train, Moments) else Moments(ranking.as_rows(train, "train"))
     if projections is not None:
         pair = [_matrix(weight, f"projection of {label}s") for label, weight in zip(SIDES, projections, strict=True)]
         if len(pair[0]) != len(pair[1]):
@@ -144,9 +150,9 @@ def none() -> Map:
     source="Mu and Viswanath, ICLR 2018 (the first half of all-but-the-top)",
     needs=("train",),
 )
-def mean_centring(train: Tensor) -> AffineMap:
+def mean_centring(train: Moments) -> AffineMap:
     """x - mean(train)."""
-    return AffineMap(torch.eye(train.shape[1], dtype=train.dtype, device=train.device), train.mean(0))
+    return AffineMap(torch.eye(train.width, dtype=torch.float64, device=train.device), train.mean)
 
 
 @control(
@@ -157,19 +163,17 @@ def mean_centring(train: Tensor) -> AffineMap:
     needs=("train",),
     grid={"drop": (0, 1, 2, 4, 8, 16, 32)},
 )
-def pca(train: Tensor, *, drop: int = 1, keep: int | None = None) -> AffineMap:
+def pca(train: Moments, *, drop: int = 1, keep: int | None = None) -> AffineMap:
     """P (x - mean), P onto the principal components of ``train`` from ``drop`` on; ``keep`` of them, or all.
 
     Components are those of the covariance, by descending variance; those beyond the rank of ``train`` count as
     components of no variance.
     """
-    width = train.shape[1]
-    _count(drop=drop, below=width)
+    _count(drop=drop, below=train.width)
     if keep is not None:
-        _count(keep=keep, below=width - drop + 1, least=1)
-    axes = torch.linalg.eigh(torch.cov(train.T, correction=0).reshape(width, width)).eigenvectors.flip(1)
-    chosen = axes[:, drop : None if keep is None else drop + keep]
-    return AffineMap(chosen @ chosen.T, train.mean(0))
+        _count(keep=keep, below=train.width - drop + 1, least=1)
+    chosen = train.principal[1].flip(1)[:, drop : None if keep is None else drop + keep]
+    return AffineMap(chosen @ chosen.T, train.mean)
 
 
 @control(
@@ -180,17 +184,16 @@ def pca(train: Tensor, *, drop: int = 1, keep: int | None = None) -> AffineMap:
     needs=("train",),
     grid={"shrinkage": (0.003, 0.01, 0.03, 0.1, 0.3)},
 )
-def whitening(train: Tensor, *, shrinkage: float = 0.1) -> AffineMap:
+def whitening(train: Moments, *, shrinkage: float = 0.1) -> AffineMap:
     """C^(-1/2) (x - mean), with C = (1 - shrinkage) cov(train) + shrinkage trace(cov) / d I; 1 only centres."""
     if not (isinstance(shrinkage, int | float) and 0 < shrinkage <= 1):
         raise InputError(f"shrinkage = {shrinkage!r} is not above 0 and at most 1")
-    width = train.shape[1]
-    variances, axes = torch.linalg.eigh(torch.cov(train.T, correction=0).reshape(width, width))
+    variances, axes = train.principal
     variances = variances.clamp(min=0)
     if float(variances.sum()) < 1e-12:
         raise InputError("train: all rows are equal, there is no variance to whiten")
     shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
-    return AffineMap((axes / shrunk.sqrt()) @ axes.T, train.mean(0))
+    return AffineMap((axes / shrunk.sqrt()) @ axes.T, train.mean)
 
 
 @control(
@@ -201,9 +204,9 @@ def whitening(train: Tensor, *, shrinkage: float = 0.1) -> AffineMap:
     needs=("train",),
     grid={"drop": (1, 8, 32)},
 )
-def random_map(train: Tensor, *, drop: int = 1, seed: int = 0) -> AffineMap:
+def random_map(train: Moments, *, drop: int = 1, seed: int = 0) -> AffineMap:
     """P x, P onto a random subspace (uniform) of ``drop`` dimensions fewer; ``train`` gives the width."""
-    width = train.shape[1]
+    width = train.width
     _count(drop=drop, below=width)
     draw = torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     kept = torch.linalg.qr(draw.to(train.device)).Q[:, drop:]

@@ -29,6 +29,7 @@ from reprolib.loaders.readers import Search, groups_of, load_items, search_of
 from reprolib.methods import inversion
 from reprolib.methods.intra_modal import CONTROLS, average, fit_control, isoclip_grid, projections_of
 from reprolib.methods.inversion import Inverted
+from reprolib.methods.moments import Moments
 from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
 from reprolib.metrics.intra_modal import METRICS, TRAPEZOIDS, answerable, intra_modal_metrics, nearest, same_group
 from reprolib.metrics.statistics import Interval, holm, jackknife
@@ -219,6 +220,7 @@ class Study(Protocol):
         self.cases: list[Case] = [(task, name) for task in self.tasks for name in self.parts[task, "test"].targets]
         self.methods = ["none", *(INVERSIONS if self.encoder else ()), *self.controls]
         self.tuned: dict[tuple[Case, str], dict[str, Any]] = {}
+        self._train: dict[str, Moments] = {}  # of a side, for all controls
         self._inverted: dict[tuple, Inverted] = {}
         self._nearest: dict[tuple[Case, str], np.ndarray] = {}
         self._measured: dict[tuple, dict[str, np.ndarray]] = {}
@@ -318,7 +320,9 @@ class Study(Protocol):
         if method in INVERSIONS:
             queries = self._at(self.inverted(part), parameters["steps"])
             return (average(part.queries, queries) if method == "inversion-average" else queries), part.gallery
-        train = getattr(self.data.replicates[0].bank, part.side)
+        if part.side not in self._train:
+            self._train[part.side] = Moments(ranking.as_rows(getattr(self.data.replicates[0].bank, part.side), "train"))
+        train = self._train[part.side]
         mapping = fit_control(method, train=train, projections=self._projections, side=part.side, **parameters)
         mapped = mapping(part.gallery)
         return mapped[part.rows], mapped
@@ -408,8 +412,9 @@ class Study(Protocol):
         """Report every tuned method once on the test split, with 95 % intervals; return the main table."""
         for case, method in itertools.product(self.cases, self.methods):
             part, bootstrap = self.parts[case[0], "test"], self.bootstrap(self._clusters(case))
-            embedded = self.embedded(part, method, self.tuned[case, method])
-            released = _values(part, case[1], *embedded, r_counts_query=True, trapezoids=True)
+            moved = self.embedded(part, method, self.tuned[case, method])
+            released = _values(part, case[1], *moved, r_counts_query=True, trapezoids=True)
+            del moved  # as large as the split
             found = self.measure(case, method) | {RELEASED: released["mAP@R"]}
             if part.target(case[1]).junk is not None:  # of a protocol that is reported so
                 found[TRAPEZOIDS] = released[TRAPEZOIDS]

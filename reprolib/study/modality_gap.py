@@ -28,7 +28,7 @@ from reprolib import ranking
 from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import Split, datasets, identity_of, load_split
 from reprolib.loaders.readers import groups_of
-from reprolib.methods.interventions import INTERVENTIONS, intervene
+from reprolib.methods.interventions import INTERVENTIONS, Train, intervene
 from reprolib.metrics import (
     gap_metrics,
     gap_per_dimension,
@@ -66,6 +66,11 @@ class Part:
     source: str
     validation: Split
     test: Split
+
+    @cached_property
+    def train(self) -> Train:
+        """What interventions are fitted on, shared by all of them."""
+        return Train(self.bank.image, self.bank.text, self.bank.relevance)
 
 
 @dataclass(frozen=True)
@@ -531,8 +536,7 @@ class Study(Protocol):
     # --- 4. and 5. interventions --------------------------------------------------------------------------------
 
     def _moved(self, part: Part, split: Split, method: str, parameters: Mapping[str, Any]) -> Split:
-        bank = part.bank
-        image, text = intervene(method, bank.image, bank.text, bank.relevance, **parameters)(split.image, split.text)
+        image, text = intervene(method, part.train, **parameters)(split.image, split.text)
         return replace(split, image=image.numpy(), text=text.numpy())
 
     def tune(self) -> pd.DataFrame:

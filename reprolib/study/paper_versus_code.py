@@ -27,7 +27,7 @@ from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.figures.paper_versus_code import FLOOR, WEIGHTS, effect_in_words, weight_of
 from reprolib.methods import CATALOGUE, Bank
-from reprolib.methods.interventions import intervene
+from reprolib.methods.interventions import Train, intervene
 from reprolib.metrics import hubness_of_counts, k_occurrence
 from reprolib.metrics.intra_modal import intra_modal_metrics
 from reprolib.metrics.statistics import Interval, holm, jackknife
@@ -37,7 +37,7 @@ from reprolib.study import intra_modal_inversion as within
 from reprolib.study.audit import Finding, Place, findings
 from reprolib.study.modality_gap import pairs_of
 from reprolib.study.parameters import check
-from reprolib.study.protocol import Protocol, Side
+from reprolib.study.protocol import Protocol, Side, banks_of
 from reprolib.study.verdicts import margins
 
 DIRECTIONS = ("text->image", "image->text")
@@ -48,6 +48,7 @@ _ROWS = (
     "i; queries beyond the last row are missed."
 )
 BY_COLUMN = "qb-norm-mixed-scales"
+MATRIX = 2**29  # bytes of a matrix that a method holds by its nature, for a finding to be measured here
 READINGS: Mapping[str, str] = {  # how the release's result is read, where that is not plain
     "dbnorm-test-queries-unused": _ROWS,
     "dbnorm-dynamic-overwrites": f"{_ROWS} The effect includes that of the unused test queries.",
@@ -73,6 +74,23 @@ class Task:
         banks = self.banks[given.pop("bank_source", "train")]
         name = given.pop("name", method) or given.pop("methods")[0]
         return CATALOGUE[name].fit(self.test.queries, self.test.gallery, *banks, **given)
+
+    def check_size(self, method: str | None, arguments: Mapping[str, Any]) -> None:
+        """Raise InputError if the matrix that one side of a switch holds by its nature is larger than ``MATRIX``."""
+        banks, columns = self.banks["train"], len(self.test.gallery)
+        name, variant = arguments.get("name", method), arguments.get("variant")
+        if (name, variant) == ("dual-dis", "released"):
+            rows, what, wide = sum(map(len, banks)), "similarities of both banks to the gallery", 4
+        elif name == "gc":
+            rows, what, wide = len(self.test.queries), "ranks of the queries", 2 if len(banks[0]) < 2**16 else 4
+        else:
+            return
+        size = rows * columns * wide
+        if size > MATRIX:
+            raise InputError(
+                f"{name} holds the {what}, a matrix of {rows:,} x {columns:,} and {size / 2**30:.1f} GiB; valid is a "
+                f"size of up to {MATRIX / 2**30:g} GiB"
+            )
 
     def best(self, method: str | None, arguments: Mapping[str, Any]) -> np.ndarray:
         """Return the best item of every query, int64 [n], or of fewer if the scores have fewer rows.
@@ -185,10 +203,10 @@ class Study(Protocol):
     def _tasks(self, direction: str) -> list[Task]:
         found = []
         for replicate in self.data.replicates:
-            test, train = (Side(split, direction, self.device) for split in (replicate.test, replicate.bank))
+            test = Side(replicate.test, direction, self.device)
             banks = {
-                source: (Bank(side.queries, "query bank"), Bank(side.gallery, "gallery bank"))
-                for source, side in (("train", train), ("transductive", test))
+                "train": banks_of(replicate.bank, direction, self.device),
+                "transductive": (Bank(test.queries, "query bank"), Bank(test.gallery, "gallery bank")),
             }
             found.append(Task(replicate.label, test, banks))
         return found
@@ -255,6 +273,9 @@ class Study(Protocol):
 
     def _recall(self, finding: Finding) -> None:
         switch = finding.switch
+        for direction, arm in itertools.product(self.directions, ARMS):  # before anything is measured
+            for task in self.tasks[direction]:
+                task.check_size(switch.method, getattr(switch, arm))
         for direction in self.directions:
             tasks, opposite = (self.tasks[name] for name in sorted(DIRECTIONS, key=lambda name: name != direction))
             values: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
@@ -293,10 +314,11 @@ class Study(Protocol):
     def _gap(self, finding: Finding) -> None:
         moved: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
         tests = [pairs_of(replicate.test, self.seed) for replicate in self.data.replicates]
-        for arm, (replicate, test) in itertools.product(ARMS, zip(self.data.replicates, tests, strict=True)):
+        banks = [replicate.bank for replicate in self.data.replicates]
+        trains = [Train(bank.image, bank.text, bank.relevance) for bank in banks]
+        for arm, (train, test) in itertools.product(ARMS, zip(trains, tests, strict=True)):
             given = dict(getattr(finding.switch, arm))
-            name, bank = given.pop("name"), replicate.bank
-            image, text = intervene(name, bank.image, bank.text, bank.relevance, **given)(test.image, test.text)
+            image, text = intervene(given.pop("name"), train, **given)(test.image, test.text)
             moved[arm].append((image.double() - text.double()).cpu().numpy())
         cuts = np.cumsum([len(test.image) for test in tests])[:-1]
 

@@ -512,6 +512,26 @@ def test_stored_features_get_the_linear_controls_alone(make, capsys) -> None:
     assert set(study.neighbours("text->text", study.methods[-1])["method"]) == {"none", study.methods[-1]}
 
 
+def test_a_train_split_in_a_file_gives_the_same_controls(make, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, found = _data(), []
+    (replicate,) = data.replicates
+    for large in (2**27, 1):
+        monkeypatch.setattr(ranking, "_LARGE", large)
+        files = {}
+        for side in ("image", "text"):
+            rows = getattr(replicate.bank, side)
+            rows.tofile(tmp_path / side)
+            files[side] = np.memmap(tmp_path / side, rows.dtype, "c", shape=rows.shape)
+        bank = replace(replicate.bank, **files)
+        study = make(replace(data, replicates=(replace(replicate, bank=bank),)), raw=False)
+        study.tune()
+        study.evaluate()
+        assert isinstance(study._train["text"].rows, ranking.Rows) == (large == 1)
+        found.append(study.table())
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+    assert len(found[0]) > 50
+
+
 def test_a_released_counting_is_told_apart(finished: Study) -> None:
     main = finished.table("main").set_index(["direction", "method", "metric"])["value"]
     one, released = (main["text->text", "none", metric] for metric in ("mAP@R", module.RELEASED))

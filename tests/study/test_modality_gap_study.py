@@ -16,7 +16,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reprolib import cli
+from reprolib import cli, ranking
 from reprolib.errors import InputError
 from reprolib.loaders import EmbeddingData, Items, Replicate, Split
 from reprolib.methods.interventions import INTERVENTIONS, intervene
@@ -202,6 +202,27 @@ def test_tuning_never_sees_the_test_split(make) -> None:
         study.tune()
         chosen.append(study.tuned)
     assert chosen[0] == chosen[1]
+
+
+def test_a_bank_in_a_file_gives_the_same_numbers(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, found = _data(replicates=1), []
+    for large in (2**27, 1):
+        monkeypatch.setattr(ranking, "_LARGE", large)
+        replicates = []
+        for each in whole.replicates:
+            files = {}
+            for side in ("image", "text"):
+                rows, path = getattr(each.bank, side), tmp_path / f"{each.label}, {side}"
+                rows.tofile(path)
+                files[side] = np.memmap(path, rows.dtype, "c", shape=rows.shape)
+            replicates.append(replace(each, bank=replace(each.bank, **files)))
+        study = make(replace(whole, replicates=tuple(replicates)), interventions=["i0t", "procrustes", "linear"])
+        study.tune()
+        study.evaluate()
+        assert isinstance(study.parts[0].train.text.rows, ranking.Rows) == (large == 1)
+        found.append(study.table())
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+    assert len(found[0]) > 50
 
 
 def test_the_landscape_starts_from_the_embeddings_as_they_are(finished: Study) -> None:

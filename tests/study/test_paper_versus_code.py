@@ -13,13 +13,14 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from reprolib import methods, ranking
 from reprolib.errors import InputError
 from reprolib.figures.paper_versus_code import FLOOR, weight_of
 from reprolib.metrics.statistics import holm
 from reprolib.ranking import Scorer
-from reprolib.study import audit, records
+from reprolib.study import audit, paper_versus_code, records
 from reprolib.study.audit import Place
 from reprolib.study.modality_gap import pairs_of
 from reprolib.study.paper_versus_code import (
@@ -281,6 +282,51 @@ def test_per_query_values_have_the_recorded_means(study: Study) -> None:
     for row in (row for row in study.rows if row["table"] == "main" and row["metric"] not in ("skewness", "L2M")):
         of = (each["finding"] == row["parameters"]["finding"]) & (each["direction"] == row["direction"])
         assert each.loc[of, row["method"]].mean() == pytest.approx(row["value"]) and of.sum() == row["n"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "said"),
+    [
+        ("dbnorm-dynamic-overwrites", "dual-dis holds the similarities of both banks to the gallery"),
+        ("dbsn-labels-gc", "gc holds the ranks of the queries"),
+    ],
+)
+def test_a_matrix_that_is_too_large_to_hold_is_a_reason(
+    own: Path, monkeypatch: pytest.MonkeyPatch, finding: str, said: str
+) -> None:
+    def size(task) -> int:
+        if finding == "dbsn-labels-gc":
+            return 2 * len(task.test.queries) * len(task.test.gallery)
+        return 4 * sum(map(len, task.banks["train"])) * len(task.test.gallery)
+
+    kept = ("dbnorm-swapped-temperatures", finding)
+    for short in (0, 1):
+        study = _study(own, n_bootstrap=20, n_permutations=99)
+        study.findings = {name: study.findings[name] for name in kept}
+        largest = max(size(task) for tasks in study.tasks.values() for task in tasks)
+        monkeypatch.setattr(paper_versus_code, "MATRIX", largest - short)
+        study.measure()
+        assert {row["parameters"]["finding"] for row in study.rows} == set(kept[: 2 - short])
+        assert set(study.left_out) == set(kept[2 - short :])
+    assert said in study.left_out[finding] and "GiB; valid is a size of up to" in study.left_out[finding]
+
+
+def test_banks_in_files_give_the_same_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    concept = np.random.default_rng(1).normal(size=(150, WIDTH))
+    noise = {side: np.random.default_rng(place) for place, side in enumerate(("image", "text"))}
+    parts = {side: (concept + rng.normal(size=concept.shape)).astype(np.float32) for side, rng in noise.items()}
+    bank = {f"bank_{side}": rows[60:].copy() for side, rows in parts.items()}
+    save_file({side: rows[:60] for side, rows in parts.items()} | bank, tmp_path / "own.safetensors")
+    found = []
+    for large in (2**27, 1):
+        monkeypatch.setattr(ranking, "_LARGE", large)
+        study = _study(tmp_path / "own.safetensors", n_splits=1, n_bootstrap=50, n_permutations=99)
+        study.measure()
+        held = study.tasks["text->image"][0].banks["train"][0].embeddings
+        assert isinstance(held, ranking.Rows) == (large == 1)
+        found.append(study.table())
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+    assert len(found[0]) > 20
 
 
 def test_a_switch_without_two_sides_has_no_effect(own: Path) -> None:
