@@ -340,3 +340,13 @@ def test_gc_ranks_among_a_bank_of_more_than_two_bytes_count(make_data):
     own = (x.queries.astype(np.float64) @ x.gallery.astype(np.float64).T).astype(np.float32)
     higher = (exact[None] > own[:, None]).sum(1)
     np.testing.assert_array_equal(np.argsort(-found), np.lexsort((-own, higher)))
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.02])
+def test_float32_sums_of_sinkhorn_move_no_score(tau, make_data, monkeypatch):
+    x = make_data("clustered", 9, m=3000, bank=700, d=256)
+    targets, bank = torch.as_tensor(x.gallery), Bank(torch.as_tensor(x.query_bank), "bank")
+    fast = sinkhorn.potentials(targets, bank, tau, 10)
+    monkeypatch.setattr(sinkhorn, "_SHARP", 0.0)
+    exact = sinkhorn.potentials(targets, bank, tau, 10)
+    assert 0 < float((fast - exact).abs().max()) < 4e-8
