@@ -208,6 +208,25 @@ class Ahead:
         raise Cancelled("Something else is to be computed ahead.")
 
 
+class View:
+    """What an explorer shows of a study, without widgets: its data and settings, as parameters of the study.
+
+    ``data`` as ``source`` takes it.
+    """
+
+    def __init__(
+        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.given = source(data) | {"model": model}
+        self.settings = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
+
+    def _command(self, study: str, asked: Mapping[str, Any]) -> str:
+        """Return the command that runs ``study`` on this data with what is ``asked``."""
+        settings = {name: value for name, value in self.settings.items() if value not in (None, 0, "cpu")}
+        return command(study, self.given | asked | settings)
+
+
 class Explorer(ABC):
     """Widgets over a view. Displayed, it leaves a figure first, so that a notebook read later shows more than a hole.
 

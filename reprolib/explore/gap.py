@@ -20,7 +20,7 @@ import torch
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.explore import common
-from reprolib.explore.common import Explorer, Shown, Source, Step, command, label, page, scaled, table
+from reprolib.explore.common import Explorer, Shown, Source, Step, View, label, page, scaled, table
 from reprolib.figures import modality_gap as draw
 from reprolib.figures.style import BLUE, DIRECTIONS, VERMILLION, Drawing
 from reprolib.loaders import Split
@@ -70,24 +70,20 @@ class Result:
     landscape: Mapping[float, float]
 
 
-class GapView:
+class GapView(View):
     """What the explorer of the gap shows, without widgets; ``data`` as ``reprolib.explore.hubs.HubView`` takes it.
 
     Raises InputError and DataUnavailable as ``reprolib.study.modality_gap.Study`` does.
     """
 
-    def __init__(
-        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
-        device: str = "cpu",
-    ) -> None:  # fmt: skip
-        self._given = common.source(data) | {"model": model}
-        self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
-        self.study = modality_gap.Study(**self._given, **self._more)
+    def __init__(self, data: Source = "glyphs", **settings: Any) -> None:
+        super().__init__(data, **settings)
+        self.study = modality_gap.Study(**self.given, **self.settings)
         self._tests = lru_cache(maxsize=4)(self._moved)
         self._known: dict[tuple[float, bool, float], dict[str, float]] = {}
         self._landscapes: dict[float, dict[float, float]] = {}
         picture = self.study.parts[0].test
-        self._rows = np.sort(np.random.default_rng(seed).permutation(len(picture.image))[:SHOWN_PAIRS])
+        self._rows = np.sort(np.random.default_rng(self.settings["seed"]).permutation(len(picture.image))[:SHOWN_PAIRS])
         both = np.concatenate([picture.image[self._rows], picture.text[self._rows]]).astype(np.float64)
         self._middle = both.mean(0)
         axes = np.linalg.svd(both - self._middle, full_matrices=False)[2][:2]
@@ -96,8 +92,7 @@ class GapView:
     def _moved(self, lam: float, centred: bool) -> list[Split]:
         """Return the pairs that are measured, moved: those of every split if centred, else the pairs as they are."""
         if centred:
-            banks = [(part.bank, part.test) for part in self.study.parts]
-            moves = [(intervene("mean-centring", bank.image, bank.text, bank.relevance), test) for bank, test in banks]
+            moves = [(intervene("mean-centring", part.train), part.test) for part in self.study.parts]
         else:
             whole = self.study.whole
             units = [ranking.as_embeddings(rows, "embeddings").numpy() for rows in (whole.image, whole.text)]
@@ -175,8 +170,7 @@ class GapView:
         asked: dict[str, Any] = {"interventions": ["mean-centring"]}
         if not state.centred:
             asked = {"interventions": ["shift"], "shifts": [f"{state.lam:g}"], "temperature": repr(float(tau))}
-        more = {name: value for name, value in self._more.items() if value not in (None, 0, "cpu")}
-        return command("modality-gap", self._given | asked | more)
+        return self._command("modality-gap", asked)
 
     def figure(self, result: Result) -> Drawing:
         """Return the study's figure of the clouds, before and after."""

@@ -23,7 +23,7 @@ import torch
 from reprolib import ranking
 from reprolib.errors import InputError, nearest
 from reprolib.explore import common
-from reprolib.explore.common import Explorer, Shown, Source, Step, command, escape, page, table
+from reprolib.explore.common import Explorer, Shown, Source, Step, View, escape, page, table
 from reprolib.figures import hubness as draw
 from reprolib.figures.style import BLUE, DIRECTIONS, Drawing, look
 from reprolib.loaders import Split
@@ -227,19 +227,15 @@ def _equal(one: Split, other: Split) -> bool:
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
-class HubView:
+class HubView(View):
     """What the explorer of hubs shows, without widgets.
 
     ``data`` is a dataset's name, a file of embeddings, or (image [n, d], text [n, d]), row i with row i. Raises
     InputError and DataUnavailable as ``reprolib.study.hubness.Study`` does.
     """
 
-    def __init__(
-        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
-        device: str = "cpu",
-    ) -> None:  # fmt: skip
-        self._given = common.source(data) | {"model": model}
-        self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
+    def __init__(self, data: Source = "glyphs", **settings: Any) -> None:
+        super().__init__(data, **settings)
         self._studies: dict[float, _Study] = {}
         self._lock = threading.Lock()  # for what is loaded
 
@@ -248,7 +244,7 @@ class HubView:
         with self._lock:
             if bank_share not in self._studies:
                 step(f"Loading the data with a bank of {100 * bank_share:g} %")
-                found = _Study(**self._given, **self._more, bank_share=bank_share, k=1)
+                found = _Study(**self.given, **self.settings, bank_share=bank_share, k=1)
                 if self._studies:
                     found.share(next(iter(self._studies.values())))
                 self._studies[bank_share] = found
@@ -328,8 +324,7 @@ class HubView:
             "directions": [state.direction], "methods": [state.method], "betas": [f"{state.beta:g}"], "k": state.k,
             "bank_share": f"{state.bank_share:g}",
         }  # fmt: skip
-        more = {name: value for name, value in self._more.items() if value not in (None, 0, "cpu")}
-        return command("hubness", self._given | asked | more)
+        return self._command("hubness", asked)
 
     def shown(self) -> Shown:
         """Return how items are shown."""
@@ -409,14 +404,14 @@ class Hubs(Explorer):
 
     def __init__(self, view: HubView, data: Source, state: State) -> None:
         super().__init__()
-        self.view, self._first, self._more = view, view, view._more
+        self.view, self._first = view, view
         self.result: Result = view.compute(state)
         self._shown = view.shown()
         given = [str(data)] if isinstance(data, str | Path) else ["arrays"]
         wide = {"style": {"description_width": "initial"}}
-        known = dict.fromkeys([*given, *common.at_hand(view._more["mirror"])])
+        known = dict.fromkeys([*given, *common.at_hand(view.settings["mirror"])])
         self.dataset = ipywidgets.Dropdown(options=list(known), value=given[0], description="Data set", **wide)
-        chosen = view._given["model"]
+        chosen = view.given["model"]
         named = dict.fromkeys([*([chosen] if chosen else []), *models()])
         own = [("the data set's own", ""), *((name, name) for name in named)]  # None would be shown as nothing
         self.model = ipywidgets.Dropdown(options=own, value=chosen or "", description="Model", **wide)
@@ -465,7 +460,7 @@ class Hubs(Explorer):
         model = self.model.value or None
 
         def job() -> Result:
-            view = self._first if data is None else HubView(data, model=model, **self._more)
+            view = self._first if data is None else HubView(data, model=model, **self._first.settings)
             result = view.compute(self._state(), self._step)
             self.view, self._shown = view, view.shown()
             return result

@@ -25,7 +25,7 @@ from reprolib.explore.common import (
     Explorer,
     Shown,
     Source,
-    command,
+    View,
     escape,
     label,
     page,
@@ -68,20 +68,16 @@ class Stage:
     neighbours: list[tuple[str, bool]]
 
 
-class InversionView:
+class InversionView(View):
     """What the explorer of inversion shows, without widgets.
 
     ``data`` is the name of a dataset of images and texts: an inversion needs the model, not its features. Raises
     InputError and DataUnavailable as ``reprolib.study.intra_modal_inversion.Study`` does.
     """
 
-    def __init__(
-        self, data: Source = "glyphs", *, model: str | None = None, mirror: str | Path | None = None, seed: int = 0,
-        device: str = "cpu",
-    ) -> None:  # fmt: skip
-        self._given = common.source(data) | {"model": model}
-        self._more = {"mirror": None if mirror is None else str(mirror), "seed": seed, "device": device}
-        self.study = intra_modal_inversion.Study(**self._given, **self._more, tasks=[TASK])
+    def __init__(self, data: Source = "glyphs", **settings: Any) -> None:
+        super().__init__(data, **settings)
+        self.study = intra_modal_inversion.Study(**self.given, **self.settings, tasks=[TASK])
         if self.study.encoder is None:
             raise InputError(f"{self.study.data.name} holds stored features, and an inversion needs the model itself")
         self.grouping = self.study.cases[0][1]
@@ -143,8 +139,7 @@ class InversionView:
 
     def command(self, state: State) -> str:
         """Return the command whose ``per_query.parquet`` has this query, native and inverted."""
-        more = {name: value for name, value in self._more.items() if value not in (None, 0, "cpu")}
-        return command("intra-modal-inversion", self._given | {"tasks": [TASK], "oti_steps": state.steps} | more)
+        return self._command("intra-modal-inversion", {"tasks": [TASK], "oti_steps": state.steps})
 
     def figure(self, state: State, stages: Sequence[Stage]) -> Drawing:
         """Return the study's figure of the neighbours, native and after the last stage."""

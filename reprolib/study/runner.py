@@ -42,6 +42,7 @@ from reprolib.paths import root
 from reprolib.study import crate, provenance, records
 from reprolib.study.margins import margins_hash
 from reprolib.study.parameters import Study
+from reprolib.study.signals import on_signal
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -156,7 +157,7 @@ def run(
         raise InputError(f"no folder {mirror} to use as a mirror")
     failed = out.parent / ".failed" / f"{out.name}.ipynb"
     staging = out.parent / f".{out.name}.partial-{socket.gethostname()}-{os.getpid()}"
-    with _signals(), _disk(out.parent):
+    with on_signal(_interrupted), _disk(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         _clean(out)
         staging.mkdir()
@@ -315,22 +316,8 @@ def _disk(folder: Path) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, so that the clean-up runs (main thread only)."""
-
-    def stop(number: int, _frame: Any) -> None:
-        raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _interrupted(number: int, _frame: Any) -> None:
+    raise Interrupted(number)
 
 
 @contextlib.contextmanager

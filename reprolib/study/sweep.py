@@ -32,7 +32,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from reprolib.errors import InputError, RunError, nearest
 from reprolib.study import parameters, records
 from reprolib.study.jobs import STOPPED, Job, Limits, Outcome, Worker, sources
+from reprolib.study.signals import on_signal
 
 SWEEP = "sweep.json"
 LOCK = ".sweep"  # held by the sweep that works in the folder
@@ -178,7 +179,7 @@ def run(
     except OSError as error:
         raise InputError(f"{out} cannot be the folder of a sweep: {error.strerror}") from error
     limits = Limits(sweep.limits.seconds, sweep.limits.memory)
-    with _alone(out) as token, _on_signal(_interrupt):
+    with _alone(out) as token, on_signal(_interrupt):
         for left in [*out.glob(".results-*"), *(out / "jobs").glob(".*partial*")]:  # by a sweep that was killed
             shutil.rmtree(left, ignore_errors=True)
         outcomes: dict[str, Outcome] = {job.key: Outcome("cached") for job in jobs if job.done(out)}
@@ -204,7 +205,7 @@ def run(
                             _write(out, jobs, outcomes)
                         board.due = time.monotonic() + max(10.0, 20 * (time.monotonic() - begun))
         finally:
-            with _on_signal(_ignore):
+            with on_signal(_ignore):
                 try:
                     _write(out, jobs, outcomes)
                 except OSError as error:
@@ -233,20 +234,6 @@ def _interrupt(number: int, _frame: Any) -> None:
 
 def _ignore(_number: int, _frame: Any) -> None:
     """Let the clean-up finish: a second Ctrl-C must not leave a process behind."""
-
-
-@contextlib.contextmanager
-def _on_signal(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Set what SIGINT and SIGTERM do for a while (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, former in previous.items():
-            signal.signal(number, former)
 
 
 @contextlib.contextmanager
@@ -312,7 +299,7 @@ def _here(jobs: Sequence[Job], out: Path, limits: Limits, count: int, mirror: Pa
             ended = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
             yield from [(running.pop(future), future.result()) for future in ended] or [None]
     finally:
-        with _on_signal(_ignore):
+        with on_signal(_ignore):
             crew.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             crew.end()
@@ -381,7 +368,7 @@ def _distributed(
                 if not ended:
                     time.sleep(0.2)
         finally:
-            with _on_signal(_ignore):
+            with on_signal(_ignore):
                 _end(client, list(running), token)
 
 
@@ -434,7 +421,7 @@ def _slurm(count: int) -> Iterator[Any]:
             raise RunError(f"Slurm takes no job: {' '.join(str(error).split())}") from error
         yield cluster
     finally:
-        with _on_signal(_ignore):
+        with on_signal(_ignore):
             cluster.sync(ended)
             cluster.close()
 
