@@ -46,6 +46,12 @@ def as_embeddings(
     if isinstance(array, np.ndarray) and not array.flags.writeable:
         array = array.copy()  # torch cannot mark a tensor read-only
     tensor = torch.as_tensor(array, device=device)
+    norms = _norms(tensor, name, normalize, first)
+    return _unit(tensor, norms) if normalize else tensor.to(torch.float32).contiguous()
+
+
+def _norms(tensor: Tensor, name: str, normalize: bool, first: int) -> Tensor:
+    """Return the length of every row, float64 [n], once all checks of ``as_embeddings`` are passed."""
     if tensor.ndim != 2 or not tensor.shape[0] or not tensor.shape[1]:
         raise InputError(f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
@@ -59,8 +65,12 @@ def as_embeddings(
     if normalize and not bool((norms > 0).all()):
         row = first + int((norms == 0).nonzero()[0])
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
-    if not normalize:
-        return tensor.to(torch.float32).contiguous()
+    return norms
+
+
+def _unit(tensor: Tensor, norms: Tensor) -> Tensor:
+    """Return the rows divided by ``norms``, float32, rounded once."""
+    step = max(1, _PAIR_CHUNK // tensor.shape[1])
     out = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
     for rows, length, unit in zip(tensor.split(step), norms.split(step), out.split(step), strict=True):
         unit.copy_(rows.to(torch.float64) / length[:, None])
@@ -71,7 +81,7 @@ class Rows:
     """Embeddings [n, d] that stay in their file: ``as_embeddings`` of the rows that are asked for, when they are.
 
     They stand in for a float32 tensor where its rows are taken a few at a time: as a bank, or as queries of a
-    ``Scorer``. ``index`` int [n] picks rows of ``array``.
+    ``Scorer``. ``index`` int [n] picks rows of ``array``. Lengths are kept: the file is checked when it is first read.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Rows:
         self._array, self._name, self._index = array, name, index
         self._normalize, self.device = normalize, torch.device(device or "cpu")
         self.shape = torch.Size([len(array) if index is None else len(index), array.shape[1]])
+        self._norms = torch.full((len(self),), torch.nan, dtype=torch.float64)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,8 +107,12 @@ class Rows:
             for start in range(0, len(key), _FAR):
                 found[start : start + _FAR] = self._array[key[start : start + _FAR]]
                 release(self._array)
-        first = key.start or 0 if isinstance(key, slice) else 0
-        return as_embeddings(found, self._name, device=self.device, normalize=self._normalize, first=first)
+        tensor = torch.from_numpy(found).to(self.device)
+        norms = self._norms[rows].to(self.device)
+        if bool(norms.isnan().any()):
+            norms = _norms(tensor, self._name, self._normalize, key.start or 0 if isinstance(key, slice) else 0)
+            self._norms[rows] = norms.cpu()
+        return _unit(tensor, norms) if self._normalize else tensor.to(torch.float32)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the rows, ``size`` at a time."""

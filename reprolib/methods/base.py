@@ -56,7 +56,9 @@ class Bank:
             yield slice(start, start + len(rows)), self._products(rows, product)
 
     def _step(self, width: int) -> int:
-        return max(_ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS)
+        return max(
+            2 * _ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS
+        )  # fewer rows: a bank in a file is read too often
 
     def tiles(self) -> Iterable[Tensor]:
         """Yield the bank, 2,048 rows at a time, float32."""

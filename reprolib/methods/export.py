@@ -39,8 +39,8 @@ def faiss_index(
     ``metric``: ``"ip"`` searches for the highest inner product. ``"l2"`` gives gallery items one more coordinate,
     which makes all of them equally long, and the queries a 0: the nearest item is then the one with the highest score
     (Bachrach et al., RecSys 2014), and lists and graphs are built in a metric space. Where biases are as large as the
-    similarities, lists of ``ivf`` find clearly more with it; graphs did not gain from it (docs/benchmarks_million.md;
-    Morozov and Babenko, NeurIPS 2018, advise against it for them).
+    similarities, lists of ``ivf`` find clearly more with it; on the million items of docs/benchmarks_million.md neither
+    lists nor graphs gained from it (for graphs Morozov and Babenko, NeurIPS 2018, advise against it).
 
     The index grows block by block, and beside it there is one block: ``flat`` and ``hnsw`` hold the gallery once, the
     lists of ``ivf`` have up to twice that room. Raises InputError if the scores are no bias per gallery item (a

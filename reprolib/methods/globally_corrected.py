@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,9 +33,9 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     n = len(queries)
     own = Bank(queries, "queries", query_bank.block_bytes)
     ranks = np.empty((n, len(gallery)), np.uint16 if len(query_bank) < 2**16 else np.int32)
-    index = np.arange(n + len(query_bank))
     for items, scores in own.similarities(gallery, query_bank):
-        ranks[:, items] = np.stack(in_threads(partial(_higher, n=n, index=index), scores.cpu())).T
+        higher = in_threads(_higher, *(part.cpu().numpy() for part in scores.split([n, len(query_bank)], dim=1)))
+        ranks[:, items] = np.stack(higher).T
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
         rank = torch.from_numpy(ranks[rows].astype(np.float64)).to(scores.device)
@@ -46,17 +44,10 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     return Scorer(queries, gallery, transform=keys, wide=True)
 
 
-def _higher(scores: Tensor, n: int, index: np.ndarray) -> np.ndarray:
-    """Return how many of the scores from ``n`` on exceed each of the ``n`` before, int32 [n]: one sort of them all.
-
-    ``index`` counts the scores, int64.
-    """
-    key = (~ascending(scores)).long().numpy()
-    key <<= 32
-    key += index  # among equal scores the later ones come last
-    key.sort()
-    member = key.astype(np.uint32)
-    place = np.flatnonzero(member < n)
-    higher = np.empty(n, np.int32)
-    higher[member[place]] = place - index[:n]
+def _higher(scores: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Return how many of the bank's scores, which are sorted in place, exceed each of ``scores``, int32 [n]."""
+    bank.sort()
+    order = scores.argsort()
+    higher = np.empty(len(scores), np.int32)
+    higher[order] = len(bank) - bank.searchsorted(scores[order], side="right")  # ordered, they stay in the cache
     return higher

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
 import torch
+from scipy.sparse import csc_array, csr_array, vstack
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
 from reprolib.errors import InputError
-from reprolib.methods.base import TILE, Bank, method, variant_of
-from reprolib.ranking import Rows, Scorer
+from reprolib.methods.base import TILE, Bank, in_threads, method, variant_of
+from reprolib.ranking import Scorer
 
+_ENTRIES = 2**22  # similarities that are held at a time
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _SOURCE = "Jian and Wang, Findings of EMNLP 2023, arXiv 2310.13276; InvGC/InvGC.py of the authors"
 
@@ -84,23 +88,36 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
     message = torch.empty_like(gallery)
-    if isinstance(bank.embeddings, Rows):
-        for rows, weights in bank.similarities(gallery):
-            top = weights.topk(pool, dim=1)
-            weights.zero_().scatter_(1, top.indices, top.values)
-            parts = zip(weights.split(TILE, dim=1), bank.tiles(), strict=True)
-            message[rows] = (sum(part.double() @ tile.double() for part, tile in parts) / pool).float()
-        return message
-    exact = bank.embeddings.double()
-
-    def total(top: tuple[Tensor, Tensor]) -> Tensor:
-        return embedding_bag(top[1], exact, per_sample_weights=top[0].double(), mode="sum")
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch adds float64 bags in one
-        for rows, weights in bank.similarities(gallery):
-            parts = zip(*(part.split(16) for part in weights.topk(pool, dim=1)), strict=True)
-            message[rows] = (torch.cat(list(threads.map(total, parts))) / pool).float()
+    for start, weights in _weights(gallery, bank, pool):
+        total = np.zeros((weights.shape[0], gallery.shape[1]))
+        for number, tile in enumerate(bank.tiles()):
+            total += weights[:, number * TILE : number * TILE + len(tile)] @ tile.cpu().double().numpy()
+        message[start : start + len(total)] = torch.from_numpy(total / pool).float()
     return message
+
+
+def _weights(gallery: Tensor, bank: Bank, pool: int) -> Iterator[tuple[int, csc_array]]:
+    """Yield (first row, similarities [rows, n] to the ``pool`` nearest bank items), float32, for parts of the gallery.
+
+    The bank is read once more for each part, so these are as large as the memory of 2^22 similarities allows.
+    """
+    waiting: list[csr_array] = []
+    for rows, found in bank.similarities(gallery):
+        chosen = in_threads(partial(_nearest, pool=pool), found.cpu().numpy())
+        ends = pool * np.arange(len(chosen) + 1, dtype=np.int32)
+        values = np.take_along_axis(found.cpu().numpy(), np.stack(chosen), 1).ravel()
+        waiting.append(csr_array((values, np.concatenate(chosen), ends), shape=found.shape))
+        height = sum(part.shape[0] for part in waiting)
+        if rows.stop == len(gallery) or height * pool >= _ENTRIES:
+            yield rows.stop - height, vstack(waiting, "csc")
+            waiting.clear()
+
+
+def _nearest(similarities: np.ndarray, pool: int) -> np.ndarray:
+    """Return the places of the ``pool`` largest, ascending, int32; of equal ones the first."""
+    bound = np.partition(similarities, len(similarities) - pool)[len(similarities) - pool]
+    above, equal = np.flatnonzero(similarities > bound), np.flatnonzero(similarities == bound)
+    return np.sort(np.concatenate([above, equal[: pool - len(above)]])).astype(np.int32)
 
 
 @method(

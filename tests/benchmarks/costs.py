@@ -153,12 +153,14 @@ class Data:
 
 def make(p: Point) -> Data:
     rng = np.random.default_rng(0)
-    view, latent = views_of(rng, p.width), rng.standard_normal((max(p.queries, p.gallery), LATENT))
-    pairs = np.arange(len(latent))
+    shared = min(p.queries, p.gallery)  # what can be shown; the longer side shows each of them several times
+    view, latent = views_of(rng, p.width), rng.standard_normal((shared, LATENT))
+    query, item = (np.arange(size) % shared for size in (p.queries, p.gallery))
+    pairs = np.arange(max(p.queries, p.gallery))
     relevance = scipy.sparse.csr_array(
         (np.ones(len(pairs), bool), (pairs % p.queries, pairs % p.gallery)), shape=(p.queries, p.gallery)
     )
-    queries, gallery = view(latent[: p.queries], "text"), view(latent[: p.gallery], "image")
+    queries, gallery = view(latent[query], "text"), view(latent[item], "image")
     bank = view(rng.standard_normal((p.bank, LATENT)), "text")
     return Data(*map(torch.from_numpy, (queries, gallery, bank)), relevance)
 
