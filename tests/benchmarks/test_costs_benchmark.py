@@ -180,6 +180,7 @@ def markdown(found: Measured, drawing: style.Drawing) -> str:
         sizes = (embeddings, 4 * AT_ONCE * p.gallery, row, row + 8 * p.gallery + 4 * lists * (p.width + 1),
                  row + (4 * LINKS + 12) * p.gallery)  # fmt: skip
         held.append(f"| {p.gallery:,} | {' | '.join(f'{size / gib:,.0f}' for size in sizes)} |")
+    most = max(p.gallery / p.queries for p in plan.points("metrics"))
     stretch = [p.gallery / max(plan.axes["gallery"]) for p in LARGE]
     rates = [rate / 1e9 for rate in found.rates.values()]
     return "\n".join(
@@ -217,7 +218,9 @@ def markdown(found: Measured, drawing: style.Drawing) -> str:
             f"A point that no model has seen: {plan.unseen.queries:,} queries, {plan.unseen.gallery:,} gallery items, "
             f"a bank of {plan.unseen.bank:,}, {plan.unseen.width} dimensions. Sinkhorn's kernel does not fit there "
             f"(more than {HELD:,} entries), so each of its {costs.ITERATIONS} iterations computes it anew, and its "
-            "bank terms count as often.",
+            "bank terms count as often. A query has "
+            f"{plan.unseen.gallery / plan.unseen.queries:.1f} relevant items there, and "
+            f"{most:.0f} at most where the model was fitted; counting takes longer with each.",
             "",
             *rows("| operation | predicted (95 %) | measured | measured / predicted |", *unseen),
             "## The model of memory",

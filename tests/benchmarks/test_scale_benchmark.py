@@ -98,9 +98,10 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
             "",
             *rows("| method | seconds | products, s | share of the matrix rate | peak, MiB |", *lines),
             "`dn` and `invgc` need no similarities to a bank: only the product of the ranking is counted for them. "
-            "`gc` sorts every similarity, `invgc-localadj` chooses thousands of neighbours per item, and Sinkhorn "
-            "computes the product anew in each of its ten iterations, since its kernel would not fit. Dual-bank "
-            "Sinkhorn does so for 118,000 targets instead of 5,000: about 24 times as long.",
+            "`gc` sorts every similarity and `invgc-localadj` chooses thousands of neighbours per item: both need all "
+            "similarities of an item at once, so that only 128 items fit beside each other and the banks are read "
+            "again for each 128. Sinkhorn computes the product anew in each of its ten iterations, since its kernel "
+            "would not fit. Dual-bank Sinkhorn does so for 118,000 targets instead of 5,000: about 24 times as long.",
             "",
         ]
     )
