@@ -80,6 +80,11 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
+    def click(self, x: float, y: float) -> None:
+        """Press and release the left button of the mouse at a place of the window, in CSS pixels."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
     def screenshot(self, path: Path, element: str | None = None, scale: float = 1) -> None:
         """Save what is seen as PNG, or all of one element (a JavaScript expression), ``scale`` times as large."""
         given: dict[str, Any] = {}
