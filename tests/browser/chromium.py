@@ -58,6 +58,9 @@ class Page:
             if message.get("method") == "Runtime.exceptionThrown":
                 details = message["params"]["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description", details["text"]))
+            if message.get("method") == "Page.javascriptDialogOpening":  # a notebook is left with changes unsaved
+                leave = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                self._socket.send(json.dumps({"id": next(self._numbers)} | leave))
             if message.get("id") == number:
                 assert "error" not in message, message["error"]
                 return message["result"]
