@@ -97,7 +97,8 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
-        key = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        rows = rows if isinstance(rows, slice) else rows.cpu()
+        key = rows if isinstance(rows, slice) else rows.numpy()
         key = key if self._index is None else self._index[key]
         if isinstance(key, slice):
             found = np.array(self._array[key])

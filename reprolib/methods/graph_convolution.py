@@ -103,9 +103,10 @@ def _weights(gallery: Tensor, bank: Bank, pool: int) -> Iterator[tuple[int, csc_
     """
     waiting: list[csr_array] = []
     for rows, found in bank.similarities(gallery):
-        chosen = in_threads(partial(_nearest, pool=pool), found.cpu().numpy())
+        similarities = found.cpu().numpy()
+        chosen = in_threads(partial(_nearest, pool=pool), similarities)
         ends = pool * np.arange(len(chosen) + 1, dtype=np.int32)
-        values = np.take_along_axis(found.cpu().numpy(), np.stack(chosen), 1).ravel()
+        values = np.take_along_axis(similarities, np.stack(chosen), 1).ravel()
         waiting.append(csr_array((values, np.concatenate(chosen), ends), shape=found.shape))
         height = sum(part.shape[0] for part in waiting)
         if rows.stop == len(gallery) or height * pool >= _ENTRIES:
