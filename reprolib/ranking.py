@@ -72,8 +72,9 @@ def _unit(tensor: Tensor, norms: Tensor) -> Tensor:
     """Return the rows divided by ``norms``, float32, rounded once."""
     step = max(1, _PAIR_CHUNK // tensor.shape[1])
     out = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+    wide = torch.empty(tensor[:step].shape, dtype=torch.float64, device=tensor.device)  # one for all: it stays in cache
     for rows, length, unit in zip(tensor.split(step), norms.split(step), out.split(step), strict=True):
-        unit.copy_(rows.to(torch.float64) / length[:, None])
+        unit.copy_(wide[: len(rows)].copy_(rows).div_(length[:, None]))
     return out
 
 
@@ -101,19 +102,20 @@ class Rows:
         key = rows if isinstance(rows, slice) else rows.numpy()
         key = key if self._index is None else self._index[key]
         if isinstance(key, slice):
-            found = np.array(self._array[key])
-            release(self._array)
+            found = self._array[key]  # where it lies in the file: what is made of it is a copy
         else:  # a few at a time: a row of its own brings many pages with it
             found = np.empty((len(key), self.shape[1]), self._array.dtype)
             for start in range(0, len(key), _FAR):
                 found[start : start + _FAR] = self._array[key[start : start + _FAR]]
                 release(self._array)
-        tensor = torch.from_numpy(found).to(self.device)
+        tensor = torch.from_numpy(found if found.flags.writeable else found.copy()).to(self.device)
         norms = self._norms[rows].to(self.device)
         if bool(norms.isnan().any()):
             norms = _norms(tensor, self._name, self._normalize, key.start or 0 if isinstance(key, slice) else 0)
             self._norms[rows] = norms.cpu()
-        return _unit(tensor, norms) if self._normalize else tensor.to(torch.float32)
+        taken = _unit(tensor, norms) if self._normalize else tensor.to(torch.float32, copy=True)
+        release(self._array)
+        return taken
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield the rows, ``size`` at a time."""

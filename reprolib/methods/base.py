@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,51 +44,29 @@ class Bank:
             self._kept[full_key] = (gallery, compute())  # holding the gallery keeps its id from being reused
         return self._kept[full_key][1]
 
-    def _tiles(self, gallery: Tensor, width: int = TILE) -> Iterable[tuple[slice, Iterable[Tensor]]]:
-        """Yield (gallery rows, similarities [rows, tile] of each tile of the bank), float32; a tile is soon reused.
+    def _tiles(self, gallery: Tensor) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+        """Yield (gallery rows, ``similarities`` of these), as many rows as a block of such tiles may have."""
+        for start in range(0, len(gallery), self._step()):
+            rows = gallery[start : start + self._step()]
+            yield slice(start, start + len(rows)), self.similarities(rows)
 
-        There are as many rows as a block of ``width`` columns may have; the tiles of the bank are always the same.
-        """
-        step = self._step(width)
-        for start in range(0, len(gallery), step):
-            rows = gallery[start : start + step]
-            product = torch.empty(-(-len(rows) // _ROWS) * _ROWS, TILE, device=gallery.device)
-            yield slice(start, start + len(rows)), self._products(rows, product)
-
-    def _step(self, width: int) -> int:
-        return max(
-            2 * _ROWS, self.block_bytes // (4 * width) // _ROWS * _ROWS
-        )  # fewer rows: a bank in a file is read too often
+    def _step(self) -> int:
+        return max(2 * _ROWS, self.block_bytes // (4 * TILE) // _ROWS * _ROWS)
 
     def tiles(self) -> Iterable[Tensor]:
         """Yield the bank, 2,048 rows at a time, float32."""
         return self.embeddings.split(TILE)
 
-    def _products(self, rows: Tensor, out: Tensor) -> Iterable[Tensor]:
+    def similarities(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield the similarities [r, tile] of gallery ``rows`` [r, d] to each tile of the bank, float32.
+
+        A tile is soon overwritten. The tiles are always the same.
+        """
         padded = _padded(rows)
+        out = torch.empty(len(padded), TILE, device=rows.device)
         for tile in self.tiles():
             whole = _padded(tile)
             yield torch.mm(padded, whole.T, out=out[:, : len(whole)])[: len(rows), : len(tile)]
-
-    def similarities(self, gallery: Tensor, *others: Bank) -> Iterable[tuple[slice, Tensor]]:
-        """Yield (gallery rows, their similarities [rows, n] to the whole bank), float32; they are soon overwritten.
-
-        ``others`` are banks whose similarities follow in the same rows.
-        """
-        banks = self, *others
-        width = sum(map(len, banks))
-        block = torch.empty(0, device=gallery.device)
-        for several in zip(*(bank._tiles(gallery, width) for bank in banks), strict=True):
-            rows = several[0][0]
-            block = block if len(block) else torch.empty(rows.stop, width, device=gallery.device)
-            found = block[: rows.stop - rows.start]
-            parts = found.split([n for bank in banks for n in bank._lengths()], dim=1)
-            for part, tile in zip(parts, (tile for _, tiles in several for tile in tiles), strict=True):
-                part.copy_(tile)
-            yield rows, found
-
-    def _lengths(self) -> list[int]:
-        return [min(TILE, len(self) - start) for start in range(0, len(self), TILE)]
 
     def logsumexp(self, gallery: Tensor, beta: float) -> Tensor:
         """Return log sum_j exp(beta s(g, b_j)) over the bank, float64 [n_gallery]."""
@@ -120,7 +98,7 @@ class Bank:
             self.keep(gallery, ("lse", 0.0), lambda: everything)
         missing = [beta for beta in dict.fromkeys(betas) if (id(gallery), ("lse", beta)) not in self._kept]
         best = best and (id(gallery), "best") not in self._kept
-        top = _Best(Scorer(self.embeddings, gallery), self._step(TILE) * TILE) if best else None
+        top = _Best(Scorer(self.embeddings, gallery), self._step() * TILE) if best else None
         if not missing and top is None:
             return
         results = torch.empty(len(missing), len(gallery), dtype=torch.float64, device=gallery.device)
@@ -260,12 +238,19 @@ def in_threads(function: Callable[..., Any], *parts: Sequence) -> list:
     For long chains of small operations, where threads would otherwise wait for each other after every one.
     """
     threads = torch.get_num_threads()
+    calls = list(zip(*parts, strict=True))
+    found: list[Any] = [None] * len(calls)
+
+    def work(first: int) -> None:  # many parts are small: each in turn would wait for the queue
+        found[first::threads] = [function(*call) for call in calls[first::threads]]
+
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(function, *parts))
+            list(pool.map(work, range(threads)))
     finally:
         torch.set_num_threads(threads)
+    return found
 
 
 def centred(bias: Tensor) -> Tensor:

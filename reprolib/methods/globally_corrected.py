@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from reprolib.errors import InputError
-from reprolib.methods.base import Bank, in_threads, method
+from reprolib.methods.base import TILE, Bank, in_threads, method
 from reprolib.ranking import Scorer, ascending
 
+_ITEMS = 256  # gallery items at a time: a bank in a file is read once for each so many
+_WIDTH = 96 * TILE  # bank items whose similarities to them are sorted at a time
 _MOST = 2**20  # ranks below it leave room for a float32 similarity in the 53 bits of a float64
 
 
@@ -30,12 +34,19 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     """
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
-    n = len(queries)
-    own = Bank(queries, "queries", query_bank.block_bytes)
+    own, n = Bank(queries, "queries"), len(queries)
     ranks = np.empty((n, len(gallery)), np.uint16 if len(query_bank) < 2**16 else np.int32)
-    for items, scores in own.similarities(gallery, query_bank):
-        higher = in_threads(_higher, *(part.cpu().numpy() for part in scores.split([n, len(query_bank)], dim=1)))
-        ranks[:, items] = np.stack(higher).T
+    held = torch.empty(_ITEMS, n, device=gallery.device)
+    block = torch.empty(_ITEMS, min(_WIDTH, len(query_bank)), device=gallery.device)
+    for start in range(0, len(gallery), _ITEMS):
+        items = gallery[start : start + _ITEMS]
+        (scores,) = (part.cpu().numpy() for part in _parts(own, items, held))
+        order = in_threads(_sort, scores)
+        lower = np.zeros(scores.shape, np.int32)
+        for part in _parts(query_bank, items, block):
+            in_threads(_count, part.cpu().numpy(), scores, lower)
+        in_threads(_restore, order, lower)
+        ranks[:, start : start + len(items)] = len(query_bank) - lower.T
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
         rank = torch.from_numpy(ranks[rows].astype(np.float64)).to(scores.device)
@@ -44,10 +55,34 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     return Scorer(queries, gallery, transform=keys, wide=True)
 
 
-def _higher(scores: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """Return how many of the bank's scores, which are sorted in place, exceed each of ``scores``, int32 [n]."""
-    bank.sort()
+def _parts(bank: Bank, items: Tensor, out: Tensor) -> Iterator[Tensor]:
+    """Write the similarities to one part of the bank after the other to ``out`` [>= n_items, width]; yield each part.
+
+    ``width`` is a multiple of a tile, or all of the bank; the last part is what is left.
+    """
+    filled = 0
+    for tile in bank.similarities(items):
+        if filled == out.shape[1]:
+            yield out[: len(items)]
+            filled = 0
+        out[: len(items), filled : filled + tile.shape[1]] = tile
+        filled += tile.shape[1]
+    yield out[: len(items), :filled]
+
+
+def _sort(scores: np.ndarray) -> np.ndarray:
+    """Sort ``scores`` in place, since in order they are found faster; return where each stood, int32."""
     order = scores.argsort()
-    higher = np.empty(len(scores), np.int32)
-    higher[order] = len(bank) - bank.searchsorted(scores[order], side="right")  # ordered, they stay in the cache
-    return higher
+    scores[:] = scores[order]
+    return order.astype(np.int32)
+
+
+def _count(bank: np.ndarray, scores: np.ndarray, lower: np.ndarray) -> None:
+    """Add to ``lower`` how many of the bank's scores, which are sorted in place, do not exceed each of ``scores``."""
+    bank.sort()
+    lower += bank.searchsorted(scores, side="right")
+
+
+def _restore(order: np.ndarray, values: np.ndarray) -> None:
+    """Put ``values`` back to where they stood before ``_sort``."""
+    values[order] = values.copy()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array, csr_array, vstack
+from scipy.sparse import csc_array, csr_array
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from reprolib.errors import InputError
 from reprolib.methods.base import TILE, Bank, in_threads, method, variant_of
-from reprolib.ranking import Scorer
+from reprolib.ranking import Scorer, true_entries
 
-_ENTRIES = 2**22  # similarities that are held at a time
+_ITEMS = 1024  # gallery items at a time, at most: a bank in a file is read twice for each so many
+_ENTRIES = 2**23  # neighbours of these items that are held
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _SOURCE = "Jian and Wang, Findings of EMNLP 2023, arXiv 2310.13276; InvGC/InvGC.py of the authors"
 
@@ -88,37 +88,92 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
     message = torch.empty_like(gallery)
-    for start, weights in _weights(gallery, bank, pool):
-        total = np.zeros((weights.shape[0], gallery.shape[1]))
+    step = min(_ITEMS, max(_ITEMS // 8, _ENTRIES // pool))
+    for start in range(0, len(gallery), step):
+        weights = _weights(gallery[start : start + step], bank, pool)
+        total = torch.zeros(weights.shape[0], gallery.shape[1], dtype=torch.float64, device=gallery.device)
         for number, tile in enumerate(bank.tiles()):
-            total += weights[:, number * TILE : number * TILE + len(tile)] @ tile.cpu().double().numpy()
-        message[start : start + len(total)] = torch.from_numpy(total / pool).float()
+            here = weights[:, number * TILE : number * TILE + len(tile)].tocsr()
+            parts = (torch.from_numpy(part).to(tile.device) for part in (here.indices, here.indptr, here.data))
+            which, begin, value = parts
+            total += embedding_bag(which, tile, begin, mode="sum", per_sample_weights=value, include_last_offset=True)
+        message[start : start + step] = total / pool
     return message
 
 
-def _weights(gallery: Tensor, bank: Bank, pool: int) -> Iterator[tuple[int, csc_array]]:
-    """Yield (first row, similarities [rows, n] to the ``pool`` nearest bank items), float32, for parts of the gallery.
+def _weights(items: Tensor, bank: Bank, pool: int, guess: bool = True) -> csc_array:
+    """Return the similarities [n_items, n_bank] of each item to its ``pool`` nearest bank items, float32."""
+    nearest = _Nearest(len(items), pool, len(bank) if guess else 0)
+    for number, tile in enumerate(bank.similarities(items)):
+        nearest.see(tile, number * TILE)
+    places, values = nearest.found()
+    missed = nearest.count < pool
+    if bool(missed.any()):
+        again = _weights(items[missed.to(items.device)], bank, pool, guess=False).tocsr()
+        places[missed], values[missed] = again.indices.reshape(-1, pool), again.data.reshape(-1, pool)
+    ends = pool * np.arange(len(items) + 1, dtype=np.int32)
+    return csr_array((values.ravel(), places.ravel(), ends), shape=(len(items), len(bank))).tocsc()
 
-    The bank is read once more for each part, so these are as large as the memory of 2^22 similarities allows.
+
+class _Nearest:
+    """The ``pool`` largest similarities of each item, of equal ones the first, found along tiles of them.
+
+    What may be among them is kept, item by item, until there is twice as much as needed. The first time, a bound is
+    guessed from the share seen of ``n`` bank items (0: not guessed), so that little is kept that is not needed later;
+    an item for which it was too high has a ``count`` below the pool in the end.
     """
-    waiting: list[csr_array] = []
-    for rows, found in bank.similarities(gallery):
-        similarities = found.cpu().numpy()
-        chosen = in_threads(partial(_nearest, pool=pool), similarities)
-        ends = pool * np.arange(len(chosen) + 1, dtype=np.int32)
-        values = np.take_along_axis(similarities, np.stack(chosen), 1).ravel()
-        waiting.append(csr_array((values, np.concatenate(chosen), ends), shape=found.shape))
-        height = sum(part.shape[0] for part in waiting)
-        if rows.stop == len(gallery) or height * pool >= _ENTRIES:
-            yield rows.stop - height, vstack(waiting, "csc")
-            waiting.clear()
+
+    def __init__(self, items: int, pool: int, n: int) -> None:
+        self.pool, self.n, self.bound = pool, n, torch.full((items, 1), -torch.inf)
+        self.values = torch.empty(items, 2 * pool + TILE)
+        self.places = torch.empty(self.values.shape, dtype=torch.int32)
+        self.count = torch.zeros(items, dtype=torch.int64)
+
+    def see(self, tile: Tensor, first: int) -> None:
+        """Take in similarities [items, t] to the bank items from ``first`` on, which follow those seen before."""
+        width, end, most = tile.shape[1], first + tile.shape[1], self.pool
+        if bool(self.bound[0] == -torch.inf):
+            self.values[:, first:end], self.places[:, first:end] = tile, torch.arange(first, end)
+            self.count += width
+            share = self.pool * end / max(self.n, 1)
+            most = min(most, int(share + 6 * share**0.5 + 6)) if self.n else most  # six standard deviations above
+        else:
+            flat = true_entries((tile > self.bound.to(tile.device)).reshape(-1))
+            value, flat = tile.reshape(-1)[flat].cpu(), flat.cpu()
+            row = torch.div(flat, width, rounding_mode="floor")
+            new = torch.bincount(row, minlength=len(self.count))
+            start = self.values.shape[1] * torch.arange(len(new)) + self.count - (new.cumsum(0) - new)
+            at = torch.arange(len(flat)) + start[row]
+            self.values.view(-1)[at], self.places.view(-1)[at] = value, (flat - width * row + first).int()
+            self.count += new
+        if int(self.count.max()) > 2 * self.pool:
+            self._settle(most)
+
+    def _settle(self, most: int) -> None:
+        parts = (self.values.numpy(), self.places.numpy(), self.count.tolist())
+        kept = in_threads(partial(_settle, most=most), *parts)
+        self.bound[:, 0] = torch.tensor([bound for bound, _ in kept])
+        self.count = torch.tensor([count for _, count in kept])
+
+    def found(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places, int32, ascending, and the similarities, float32: [items, pool] each."""
+        self._settle(self.pool)
+        return self.places[:, : self.pool].numpy(), self.values[:, : self.pool].numpy()
 
 
-def _nearest(similarities: np.ndarray, pool: int) -> np.ndarray:
-    """Return the places of the ``pool`` largest, ascending, int32; of equal ones the first."""
-    bound = np.partition(similarities, len(similarities) - pool)[len(similarities) - pool]
-    above, equal = np.flatnonzero(similarities > bound), np.flatnonzero(similarities == bound)
-    return np.sort(np.concatenate([above, equal[: pool - len(above)]])).astype(np.int32)
+def _settle(values: np.ndarray, places: np.ndarray, count: int, most: int) -> tuple[float, int]:
+    """Move the ``most`` largest of ``count`` values, and their places, to the front in their order.
+
+    Returns the least of them and their number: there may be fewer than ``most``.
+    """
+    most = min(most, count)
+    bound = np.partition(values[:count], count - most)[count - most]
+    chosen = np.flatnonzero(values[:count] >= bound)
+    if len(chosen) > most:
+        equal = chosen[values[chosen] == bound]
+        chosen = np.setdiff1d(chosen, equal[most - len(chosen) :])
+    values[:most], places[:most] = values[chosen], places[chosen]
+    return float(bound), most
 
 
 @method(

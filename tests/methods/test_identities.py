@@ -296,12 +296,13 @@ def test_similarities_of_a_pair_do_not_depend_on_where_it_stands(make_data, thre
     gallery, embeddings = torch.as_tensor(x.gallery), torch.as_tensor(x.query_bank)
     rows, columns = torch.randperm(150), torch.randperm(2100)
     wanted = Bank(embeddings, "bank")
-    wanted = torch.cat([block.clone() for _, block in wanted.similarities(gallery)])
-    for count, block_bytes in ((1, 1), (2, 2**20), (2, 2**25)):
+    wanted = torch.cat([tile.clone() for tile in wanted.similarities(gallery)], 1)
+    turned = Bank(embeddings[columns], "bank")
+    for count, step in ((1, 1), (2, 64), (2, 130), (2, 150)):
         threads(count)
-        turned = Bank(embeddings[columns], "bank", block_bytes)
-        found = torch.cat([block.clone() for _, block in turned.similarities(gallery[rows])])
-        assert torch.equal(found, wanted[rows][:, columns])
+        blocks = gallery[rows].split(step)
+        found = [torch.cat([tile.clone() for tile in turned.similarities(block)], 1) for block in blocks]
+        assert torch.equal(torch.cat(found), wanted[rows][:, columns])
 
 
 @fixtures
