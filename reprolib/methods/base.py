@@ -151,9 +151,9 @@ class Bank:
             sums[rows] = _largest(k, best, *waiting).double().cumsum(1)
         return sums
 
-    def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the mean embedding [d], summed in float64."""
-        return (sum(tile.sum(0, dtype=torch.float64) for tile in self.tiles()) / len(self)).to(dtype)
+    def mean(self) -> Tensor:
+        """Return the mean embedding, float32 [d], summed in float64."""
+        return (sum(tile.sum(0, dtype=torch.float64) for tile in self.tiles()) / len(self)).float()
 
     def activation_set(self, gallery: Tensor, k: int) -> Tensor:
         """Return which gallery items are among the ``k`` best of any bank entry, bool [n_gallery] (QB-Norm)."""

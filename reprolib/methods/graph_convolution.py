@@ -36,10 +36,14 @@ def _moved(gallery: Tensor, messages: list[tuple[Tensor, float]], released: bool
 
 def _dense_message(gallery: Tensor, bank: Bank, centre: bool) -> Tensor:
     """Return (1/n) sum_j w_j b_j over the bank, float32 [m, d]; ``centre`` subtracts the mean of all w first."""
-    x, mean = gallery.double(), bank.mean(torch.float64)
-    second = sum(b.T @ b for b in (tile.double() for tile in bank.tiles()))
+    second, first = 0.0, 0.0
+    for tile in bank.tiles():
+        b = tile.double()
+        second, first = second + b.T @ b, first + b.sum(0)
+    x = gallery.double()
     message = x @ second / len(bank)
     if centre:
+        mean = first / len(bank)
         message -= (x.mean(0) @ mean) * mean
     return message.float()
 

@@ -97,11 +97,14 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
             f"validation. The query bank x gallery matrix alone would take {matrix / MIB:,.0f} MiB.",
             "",
             *rows("| method | seconds | products, s | share of the matrix rate | peak, MiB |", *lines),
-            "`dn` and `invgc` need no similarities to a bank: only the product of the ranking is counted for them. "
-            "`gc` sorts every similarity and `invgc-localadj` chooses thousands of neighbours per item: both need all "
-            "similarities of an item at once, so that only 128 items fit beside each other and the banks are read "
-            "again for each 128. Sinkhorn computes the product anew in each of its ten iterations, since its kernel "
-            "would not fit. Dual-bank Sinkhorn does so for 118,000 targets instead of 5,000: about 24 times as long.",
+            "`dn` and `invgc` need no similarities to a bank and take seconds. For `dn` only the product of ranking "
+            "is counted; for `invgc` also that of each bank with itself (its sums are in float64, which halves the "
+            "rate). `gc` sorts every similarity, which takes about as long as the product on this processor, and finds "
+            "the rank of every query among them; what it holds in between leaves room for 256 items at a time, so that "
+            "the bank is read again for each 256. `invgc-localadj` chooses thousands of neighbours per item and reads "
+            "the banks twice for each 1,024. Sinkhorn computes the product anew in each of its ten iterations, since "
+            "its kernel would not fit. Dual-bank Sinkhorn does so for 118,000 targets instead of 5,000: about 24 times "
+            "as long.",
             "",
         ]
     )
