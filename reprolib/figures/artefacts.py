@@ -103,7 +103,7 @@ def methods_of(rows: pd.DataFrame, wanted: Sequence[str] | None = None) -> list[
         look(name)
     if absent := sorted(set(wanted or ()) - present):
         raise InputError(f"no record of method {absent[0]!r}; present: {', '.join(sorted(present))}")
-    return [name for name in (*METHODS, *INTERVENTIONS) if name in (wanted or present)]
+    return [name for name in {**METHODS, **INTERVENTIONS} if name in (wanted or present)]
 
 
 def title(direction: str) -> str:

@@ -9,6 +9,7 @@ same point (filter by dataset, model or bank first).
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -435,7 +436,7 @@ def bank_source(
             words.append(f"{look(method).label} with the bank {each}")
         sentences.append(f"{title(direction)}: {'; '.join(words)}.")
         ax.set(title=title(direction), xlabel=f"{metric}, {split} split (%)", ylim=(len(banks) - 0.5, -0.5))
-        ax.set_yticks(range(len(banks)), banks)
+        ax.set_yticks(range(len(banks)), [textwrap.fill(bank, 20) for bank in banks])
         ax.tick_params(axis="y", length=0)
         ax.grid(axis="y", visible=False)
         for edge in range(1, len(banks)):

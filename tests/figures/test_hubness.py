@@ -12,6 +12,8 @@ from reprolib.figures import hubness
 from reprolib.figures.hub_table import fit
 from reprolib.figures.style import DOUBLE, RC, SINGLE, text_width
 
+LONG = {"validation": "given in the file (bank_image, bank_text)"}
+
 
 @pytest.fixture(scope="session")
 def drawings(records, occurrences, hub_rows, pictures, captions):
@@ -25,6 +27,7 @@ def drawings(records, occurrences, hub_rows, pictures, captions):
         "temperature, validation": hubness.temperature(one, {"is": 20, "dis": {"beta": 30}}, "validation"),
         "bank_size": hubness.bank_size(records),
         "bank_source": hubness.bank_source(records),
+        "bank_source, own file": hubness.bank_source(one.replace({"bank": LONG})),
         "skewness_against_recall": hubness.skewness_against_recall(records),
         "differences": hubness.differences(records),
         "differences, one": hubness.differences(one[one["reference"] != "is"]),
@@ -134,6 +137,13 @@ def test_k_occurrence_states_the_shares_of_a_small_case():
     line = next(line for line in upper.lines if line.get_label() == "none")
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 4, 32])
     np.testing.assert_allclose(line.get_ydata(), [62.5, 37.5, 25.0, 12.5])
+
+
+def test_no_method_is_named_twice_on_an_axis(drawings):
+    for name, drawing in drawings.items():
+        for ax in drawing.figure.axes:
+            labels = [label.get_text() for label in ax.get_yticklabels() if label.get_text().strip()]
+            assert len(labels) == len(set(labels)), name
 
 
 def test_a_method_of_one_direction_only_is_drawn_there(occurrences):
