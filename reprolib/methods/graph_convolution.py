@@ -111,10 +111,11 @@ def _weights(items: Tensor, bank: Bank, pool: int, guess: bool = True) -> csc_ar
     for number, tile in enumerate(bank.similarities(items)):
         nearest.see(tile, number * TILE)
     places, values = nearest.found()
-    missed = nearest.count < pool
+    missed = nearest.count < pool  # the guess was too high
     if bool(missed.any()):
         again = _weights(items[missed.to(items.device)], bank, pool, guess=False).tocsr()
-        places[missed], values[missed] = again.indices.reshape(-1, pool), again.data.reshape(-1, pool)
+        rows = missed.numpy()
+        places[rows], values[rows] = again.indices.reshape(-1, pool), again.data.reshape(-1, pool)
     ends = pool * np.arange(len(items) + 1, dtype=np.int32)
     return csr_array((values.ravel(), places.ravel(), ends), shape=(len(items), len(bank))).tocsc()
 

@@ -210,6 +210,7 @@ def _execute(
         environment = {
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
             "GOMP_SPINCOUNT": "20000",  # threads that spin longer slow each other down where cores are shared
+            "MALLOC_ARENA_MAX": "1",  # glibc: memory that every thread keeps to itself adds up over a long run
             records.RUN_DIRECTORY: str(staging),
             "PYTHONPATH": _import_path(),
             "IPYTHONDIR": str(folder),  # nobody's start-up files, no shared history
