@@ -367,8 +367,18 @@ class _Side:
         item, rival = (row, column) if self.axis == 1 else (column, row + rows.start)
         if self.k:
             keep = (value >= bound[item]).nonzero().squeeze(1)
-            self.candidates.append((item[keep] + items.start, rival[keep], value[keep]))
+            found = item[keep] + items.start, rival[keep], value[keep]
+            crowded = len(keep) > 2 * self.k * len(target)  # with equal scores everywhere all are candidates
+            self.candidates.append(self._leading(*found) if crowded and self.scorer.transform is not None else found)
         self._count(item, rival, value, items, error)
+
+    def _leading(self, item: Tensor, rival: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the k best of the candidates of each item, of equal ones the first; their ``value`` is canonical."""
+        order = sort_key(item, value).argsort(stable=True)
+        ordered = item[order]
+        place = torch.arange(len(item), device=item.device) - torch.searchsorted(ordered, ordered)
+        first = order[place < self.k].sort().values  # as they arrived
+        return item[first], rival[first], value[first]
 
     def _raise_maxima(self, scores: Tensor, items: slice) -> None:
         """Raise the lower bound of each item's k-th best score: the k-th largest of the maxima of disjoint groups."""
