@@ -333,8 +333,9 @@ class _Side:
         self.above = torch.zeros((n, width), dtype=torch.int64, device=device)
         self.tied, self.before = torch.zeros_like(self.above), torch.zeros_like(self.above)
         self.maxima = torch.full((n, self.k), -torch.inf, dtype=dtype, device=device)
-        self.candidates: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.blocks = 0
+        # Candidates for the k best: item, rival, score. Small tensors among large ones would scatter the memory.
+        self.candidates = [torch.empty(2 * self.k * n, dtype=t, device=device) for t in (torch.int64,) * 2 + (dtype,)]
+        self.kept = self.blocks = 0
 
     def _place(self, positives: slice, score: Tensor) -> None:
         """Enter the scores of the positives of some items, each item's from the lowest."""
@@ -369,8 +370,16 @@ class _Side:
             keep = (value >= bound[item]).nonzero().squeeze(1)
             found = item[keep] + items.start, rival[keep], value[keep]
             crowded = len(keep) > 2 * self.k * len(target)  # with equal scores everywhere all are candidates
-            self.candidates.append(self._leading(*found) if crowded and self.scorer.transform is not None else found)
+            self._keep(*(self._leading(*found) if crowded and self.scorer.transform is not None else found))
         self._count(item, rival, value, items, error)
+
+    def _keep(self, *found: Tensor) -> None:
+        end = self.kept + len(found[0])
+        if end > len(self.candidates[0]):
+            self.candidates = [torch.cat([kept, kept.new_empty(end)]) for kept in self.candidates]
+        for kept, new in zip(self.candidates, found, strict=True):
+            kept[self.kept : end] = new
+        self.kept = end
 
     def _leading(self, item: Tensor, rival: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the k best of the candidates of each item, of equal ones the first; their ``value`` is canonical."""
@@ -427,7 +436,7 @@ class _Side:
 
     def _best(self, error: float, ordered: bool) -> Tensor:
         """Return the k best rivals of each item from the candidates; near ties are settled by canonical scores."""
-        item, rival, value = (torch.cat(parts) for parts in zip(*self.candidates, strict=True))
+        item, rival, value = (kept[: self.kept] for kept in self.candidates)
         exact = self.scorer.transform is not None
         order = sort_key(item, value).argsort(stable=True)  # stable, and candidates arrive in the order of their rivals
         item, rival, value = item[order], rival[order], value[order]

@@ -440,4 +440,4 @@ def test_memory_is_set_by_the_block_and_not_by_the_matrix(scores):
     root = Path(ranking.__file__).resolve().parents[1]
     command = [sys.executable, "-c", MEMORY, str(4 * 2**20), scores]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
-    assert int(found.stdout) < (80e6 if scores == "different" else 300e6)
+    assert int(found.stdout) < 80e6
