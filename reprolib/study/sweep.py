@@ -206,6 +206,9 @@ def run(
                         board.due = time.monotonic() + max(10.0, 20 * (time.monotonic() - begun))
         finally:
             with on_signal(_ignore):
+                for job in jobs:  # one may have ended while the sweep was being stopped
+                    if job.key not in outcomes and job.done(out):
+                        outcomes[job.key] = Outcome("done")
                 try:
                     _write(out, jobs, outcomes)
                 except OSError as error:

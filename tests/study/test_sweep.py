@@ -185,6 +185,21 @@ def test_results_of_a_sweep_are_those_of_its_jobs_alone(write, tmp_path: Path) -
     assert not (out / "results.json").exists()
 
 
+def test_a_job_that_ends_while_the_sweep_is_being_stopped_is_done(write, tmp_path: Path, monkeypatch) -> None:
+    inner = sweep._here
+
+    def stopped(*given):
+        for ended in inner(*given):
+            if ended:
+                raise KeyboardInterrupt  # before its outcome is taken in
+            yield ended
+
+    monkeypatch.setattr(sweep, "_here", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(write(), tmp_path / "out", progress=False)
+    assert [job["status"] for job in listed(tmp_path / "out")] == ["done"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_when_the_watching_process_is_stopped_its_jobs_end_and_the_next_start_goes_on(
     write, tmp_path: Path, number: int, code: int
