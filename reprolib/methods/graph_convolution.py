@@ -98,8 +98,8 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
         total = torch.zeros(weights.shape[0], gallery.shape[1], dtype=torch.float64, device=gallery.device)
         for number, tile in enumerate(bank.tiles()):
             here = weights[:, number * TILE : number * TILE + len(tile)].tocsr()
-            parts = (torch.from_numpy(part).to(tile.device) for part in (here.indices, here.indptr, here.data))
-            which, begin, value = parts
+            given = here.indices, here.indptr, here.data
+            which, begin, value = (torch.from_numpy(part).to(tile.device) for part in given)
             total += embedding_bag(which, tile, begin, mode="sum", per_sample_weights=value, include_last_offset=True)
         message[start : start + step] = total / pool
     return message
