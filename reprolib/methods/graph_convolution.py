@@ -15,8 +15,8 @@ from reprolib.errors import InputError
 from reprolib.methods.base import TILE, Bank, in_threads, method, variant_of
 from reprolib.ranking import Scorer, true_entries
 
-_ITEMS = 1024  # gallery items at a time, at most: a bank in a file is read twice for each so many
-_ENTRIES = 2**23  # neighbours of these items that are held
+_ITEMS = 1728  # gallery items at a time, at most: a bank in a file is read twice for each so many
+_ENTRIES = 10 * 2**20  # neighbours of these items that are held
 RATES = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _SOURCE = "Jian and Wang, Findings of EMNLP 2023, arXiv 2310.13276; InvGC/InvGC.py of the authors"
 
