@@ -1,6 +1,6 @@
 """How costs grow: one operation at one size in a fresh process, and the models that are fitted to many of them.
 
-``python -m tests.benchmarks.costs OPERATION ROUNDS QUERIES GALLERY BANK WIDTH`` prints seconds (of each
+``python -m tests.benchmarks.costs OPERATION ROUNDS QUERIES GALLERY BANK WIDTH RELEVANT`` prints seconds (of each
 round) and the peak of the resident set above what was resident before, in bytes, as JSON.
 """
 
@@ -37,27 +37,41 @@ K = 10
 
 @dataclass(frozen=True)
 class Point:
-    """Numbers of queries, of gallery and of bank items, and of dimensions."""
+    """Numbers of queries, of gallery and of bank items, of dimensions, and of items that show the same.
+
+    Of the shorter side so many show the same; of the longer side more, as it has the same things to show.
+    """
 
     queries: int
     gallery: int
     bank: int
     width: int
+    relevant: int = 1
+
+    @property
+    def shown(self) -> int:
+        """How many different things the queries and the gallery show."""
+        return min(self.queries, self.gallery) // self.relevant
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A base point, the four values that each of its numbers takes, one point that no model sees, and rounds."""
+    """A base point, the four values that each of its numbers takes, one point that no model sees, and rounds.
+
+    ``anew``: more points for Sinkhorn, whose kernel is not held there.
+    """
 
     base: Point
     axes: dict[str, tuple[int, ...]]
     unseen: Point
     rounds: int
+    anew: tuple[Point, ...] = ()
 
     def points(self, operation: str) -> list[Point]:
         """Return the points at which an operation is measured; metrics need no bank."""
         axes = {name: values for name, values in self.axes.items() if operation != "metrics" or name != "bank"}
-        return list(dict.fromkeys(replace(self.base, **{name: v}) for name, values in axes.items() for v in values))
+        points = [replace(self.base, **{name: v}) for name, values in axes.items() for v in values]
+        return list(dict.fromkeys([*points, *(self.anew if operation == "sinkhorn" else ())]))
 
 
 FULL = Plan(
@@ -67,13 +81,15 @@ FULL = Plan(
         "gallery": (2_000, 4_000, 8_000, 16_000),
         "bank": (8_000, 16_000, 32_000, 64_000),
         "width": (128, 256, 512, 1024),
+        "relevant": (1, 2, 4, 8),
     },
     Point(8_000, 36_000, 16_000, 256),
     3,
+    (Point(8_000, 8_000, 72_000, 128), Point(8_000, 8_000, 72_000, 256), Point(8_000, 16_000, 36_000, 128)),
 )
 SMALL = Plan(
     Point(40, 30, 200, 96),
-    {"queries": (20, 40), "gallery": (30, 60), "bank": (200, 400), "width": (80, 96, 112)},
+    {"queries": (20, 40), "gallery": (30, 60), "bank": (200, 400), "width": (80, 96, 112), "relevant": (1, 2)},
     Point(50, 40, 250, 96),
     1,
 )
@@ -91,20 +107,30 @@ def passes(operation: str, p: Point) -> int:
     return ITERATIONS if operation == "sinkhorn" and p.gallery * p.bank > HELD else 1
 
 
-def terms(operation: str, p: Point) -> list[float]:
-    """Return what seconds are a sum of: operations, entries of queries x gallery and of bank x gallery, and 1."""
+def terms(operation: str, p: Point, further: float | None = None) -> list[float]:
+    """Return what seconds are a sum of: operations; entries, and entries that are counted once more; the bank; and 1.
+
+    Entries are those of queries x gallery. They are counted once more for each further relevant item of a query, and
+    with both directions for each further query of an item. The bank: its entries with the gallery as often as they are
+    computed, and for Sinkhorn those of the kernel that is held. ``further``: not as ``make`` has it.
+    """
+    entries = float(p.queries * p.gallery)
+    if further is None:
+        further = p.gallery / p.shown - 1 + (p.queries / p.shown - 1 if operation == "metrics" else 0)
     bank = [] if operation == "metrics" else [float(passes(operation, p) * p.gallery * p.bank)]
-    return [flops(operation, p), float(p.queries * p.gallery), *bank, 1.0]
+    held = [float(kernel_entries(operation, p))] if operation == "sinkhorn" else []
+    return [flops(operation, p), entries, further * entries, *bank, *held, 1.0]
 
 
 def memory_terms(operation: str, p: Point) -> list[float]:
-    """Return what the peak is a sum of: queries, gallery items, bank items, and 1."""
-    return [float(p.queries), float(p.gallery), *([] if operation == "metrics" else [float(p.bank)]), 1.0]
+    """Return what the peak is a sum of: queries, gallery items, bank items, the kernel that Sinkhorn holds, and 1."""
+    held = [float(kernel_entries(operation, p))] if operation == "sinkhorn" else []
+    return [float(p.queries), float(p.gallery), *([] if operation == "metrics" else [float(p.bank)]), *held, 1.0]
 
 
-def kernel_bytes(operation: str, p: Point) -> int:
-    """Return the bytes of the kernel that Sinkhorn holds."""
-    return 4 * p.gallery * p.bank if operation == "sinkhorn" and passes(operation, p) == 1 else 0
+def kernel_entries(operation: str, p: Point) -> int:
+    """Return the entries of the kernel that Sinkhorn holds."""
+    return p.gallery * p.bank if operation == "sinkhorn" and passes(operation, p) == 1 else 0
 
 
 @dataclass(frozen=True)
@@ -153,16 +179,13 @@ class Data:
 
 def make(p: Point) -> Data:
     rng = np.random.default_rng(0)
-    shared = min(p.queries, p.gallery)  # what can be shown; the longer side shows each of them several times
-    view, latent = views_of(rng, p.width), rng.standard_normal((shared, LATENT))
-    query, item = (np.arange(size) % shared for size in (p.queries, p.gallery))
-    pairs = np.arange(max(p.queries, p.gallery))
-    relevance = scipy.sparse.csr_array(
-        (np.ones(len(pairs), bool), (pairs % p.queries, pairs % p.gallery)), shape=(p.queries, p.gallery)
-    )
+    view, latent = views_of(rng, p.width), rng.standard_normal((p.shown, LATENT))
+    query, item = (np.arange(size) % p.shown for size in (p.queries, p.gallery))
+    shows = [scipy.sparse.csr_array((np.ones(len(x), bool), (np.arange(len(x)), x))) for x in (query, item)]
+    relevance = shows[0] @ shows[1].T
     queries, gallery = view(latent[query], "text"), view(latent[item], "image")
     bank = view(rng.standard_normal((p.bank, LATENT)), "text")
-    return Data(*map(torch.from_numpy, (queries, gallery, bank)), relevance)
+    return Data(*map(torch.from_numpy, (queries, gallery, bank)), scipy.sparse.csr_array(relevance))
 
 
 def _summary(found: Ranking, size: int) -> dict[str, float]:
