@@ -29,13 +29,15 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
 
     The similarity thus breaks ties of the rank. float32 cannot hold a rank and a similarity side by side, float64 can:
     the scorer is ``wide``, and its float32 scores are the negative positions (0, -1, ...) in that order, equal where
-    both agree. Unlike the other methods this one holds a matrix: the ranks [n_queries, n_gallery], uint16 for a bank of
-    less than 2^16 items, else int32. Raises InputError for a bank of 2^20 items or more.
+    both agree. Unlike the other methods this one holds a matrix: the ranks [n_queries, n_gallery], in two bytes each
+    for a bank of less than 2^16 items, else in three. Raises InputError for a bank of 2^20 items or more.
     """
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
     own, n = Bank(queries, "queries"), len(queries)
-    ranks = np.empty((n, len(gallery)), np.uint16 if len(query_bank) < 2**16 else np.int32)
+    ranks = [np.empty((n, len(gallery)), np.uint16)]
+    if len(query_bank) >= 2**16:
+        ranks.append(np.empty((n, len(gallery)), np.uint8))  # the bits above
     held = torch.empty(_ITEMS, n, device=gallery.device)
     block = torch.empty(_ITEMS, min(_WIDTH, len(query_bank)), device=gallery.device)
     for start in range(0, len(gallery), _ITEMS):
@@ -46,10 +48,13 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
         for part in _parts(query_bank, items, block):
             in_threads(_count, part.cpu().numpy(), scores, lower)
         in_threads(_restore, order, lower)
-        ranks[:, start : start + len(items)] = len(query_bank) - lower.T
+        higher = np.subtract(len(query_bank), lower, out=lower).T
+        for number, part in enumerate(ranks):
+            part[:, start : start + len(items)] = higher >> 16 * number  # the lower bits of that
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
-        rank = torch.from_numpy(ranks[rows].astype(np.float64)).to(scores.device)
+        rank = torch.from_numpy(sum(2.0 ** (16 * number) * part[rows] for number, part in enumerate(ranks)))
+        rank = rank.to(scores.device)
         return rank.mul_(-(2.0**32)).add_(ascending(scores))
 
     return Scorer(queries, gallery, transform=keys, wide=True)

@@ -92,7 +92,7 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
             f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
         )
     message = torch.empty_like(gallery)
-    step = min(_ITEMS, max(_ITEMS // 8, _ENTRIES // pool))
+    step = min(_ITEMS, max(_ITEMS // 16, _ENTRIES // pool))
     for start in range(0, len(gallery), step):
         weights = _weights(gallery[start : start + step], bank, pool)
         total = torch.zeros(weights.shape[0], gallery.shape[1], dtype=torch.float64, device=gallery.device)

@@ -96,6 +96,19 @@ def test_ranks_of_gc_do_not_depend_on_the_parts(seed, width, step):
     np.testing.assert_array_equal(found, higher)
 
 
+@pytest.mark.parametrize("n", [2**16 - 1, 2**16, 2**16 + 5, 3 * 2**16])
+def test_ranks_of_gc_may_take_more_than_two_bytes(n):
+    rng = np.random.default_rng(n)
+    gallery, bank = unit(rng, 3), unit(rng, n)
+    queries = torch.cat([unit(rng, 40), -gallery, gallery])  # below the whole bank, or above it
+    scorer = methods.fit("gc", queries, gallery, query_bank=bank, normalize=False)
+    own, theirs = (all_similarities(Bank(rows, "bank"), gallery) for rows in (queries, bank))
+    higher = np.stack([(theirs > one[:, None]).sum(1) for one in own.T])
+    assert higher.max() >= n - 1 and higher.min() <= 1
+    found = scorer.transform(torch.zeros(len(queries), 3), slice(0, len(queries))) / -(2.0**32)
+    np.testing.assert_array_equal(found, higher)
+
+
 def test_threads_return_in_the_order_of_the_parts(threads):
     for count in (1, 2, 3):
         threads(count)
