@@ -236,7 +236,8 @@ class Scorer:
         """Return the canonical scores of ``rows``, float32 (or ``wide``) [b, m]: one float64 product, rounded once."""
         scores = self.queries[rows].double() @ self.gallery.double().T
         if self.transform is not None:
-            scores = self.transform(scores.float(), rows)
+            scores = scores.float()
+            scores = self.transform(scores, rows)
             broken = scores.isnan().any(1)
             if bool(broken.any()):
                 row = rows.start + int(broken.nonzero()[0])

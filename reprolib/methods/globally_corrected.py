@@ -35,9 +35,8 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
     own, n = Bank(queries, "queries"), len(queries)
-    ranks = [np.empty((n, len(gallery)), np.uint16)]
-    if len(query_bank) >= 2**16:
-        ranks.append(np.empty((n, len(gallery)), np.uint8))  # the bits above
+    ranks = np.empty((n, len(gallery)), np.uint16)  # their lower bits, and those above
+    above = np.empty(ranks.shape, np.uint8) if len(query_bank) >= 2**16 else None
     held = torch.empty(_ITEMS, n, device=gallery.device)
     block = torch.empty(_ITEMS, min(_WIDTH, len(query_bank)), device=gallery.device)
     for start in range(0, len(gallery), _ITEMS):
@@ -49,12 +48,15 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
             in_threads(_count, part.cpu().numpy(), scores, lower)
         in_threads(_restore, order, lower)
         higher = np.subtract(len(query_bank), lower, out=lower).T
-        for number, part in enumerate(ranks):
-            part[:, start : start + len(items)] = higher >> 16 * number  # the lower bits of that
+        ranks[:, start : start + len(items)] = higher
+        if above is not None:
+            above[:, start : start + len(items)] = higher >> 16
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
-        rank = torch.from_numpy(sum(2.0 ** (16 * number) * part[rows] for number, part in enumerate(ranks)))
-        rank = rank.to(scores.device)
+        rank = ranks[rows].astype(np.float64)
+        if above is not None:
+            rank += np.left_shift(above[rows], 16, dtype=np.int32)
+        rank = torch.from_numpy(rank).to(scores.device)
         return rank.mul_(-(2.0**32)).add_(ascending(scores))
 
     return Scorer(queries, gallery, transform=keys, wide=True)
