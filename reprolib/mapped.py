@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
 _PART = 2**24  # bytes of a part
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def mapping(array: np.ndarray) -> mmap.mmap | None:
@@ -35,3 +38,9 @@ def parts(array: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
         release(array)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can (glibc): in a long run much of it is scattered."""
+    if _trim is not None:
+        _trim(0)

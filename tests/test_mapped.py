@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +136,34 @@ def test_a_study_takes_banks_in_files(tmp_path: Path, monkeypatch: pytest.Monkey
         assert isinstance(study.tasks["text->image"][0].query_bank.embeddings, Rows) == (large == 1)
         found.append(study.rows)
     assert found[0] == found[1] and len(found[0]) > 40
+
+
+SCATTERED = """
+import numpy as np, psutil
+from reprolib.ranking import as_rows
+def held(): return psutil.Process().memory_info().rss / 2**20
+rows = as_rows(np.memmap({path!r}, np.float32, "c", shape=({n}, 64)), "bank")
+before, kept = held(), []
+np.empty(2**22, np.float32)  # its end raises the size from which memory is asked of the system directly
+for _ in range(40):
+    large = np.ones(2**20, np.float32)
+    kept += [large, np.ones(2**14, np.float32)]
+del large
+del kept[::2]
+after = held()
+next(iter(rows.split(1)))
+print(after - before, held() - before)
+"""
+
+
+def test_a_pass_over_a_bank_in_a_file_gives_scattered_memory_back(tmp_path: Path) -> None:
+    n = ranking._LARGE // 256
+    path = tmp_path / "bank"
+    with path.open("wb") as file:
+        file.truncate(256 * n)
+        file.write(np.ones(64, np.float32).tobytes())
+    script = SCATTERED.format(path=str(path), n=n)
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    scattered, left = map(float, told.stdout.split())
+    assert scattered > 120 and left < 60, told.stdout
