@@ -12,7 +12,7 @@ from reprolib.errors import InputError
 from reprolib.methods.base import TILE, Bank, in_threads, method
 from reprolib.ranking import Scorer, ascending
 
-_ITEMS = 256  # gallery items at a time: a bank in a file is read once for each so many
+_ITEMS = 160  # gallery items at a time: a bank in a file is read once for each so many
 _WIDTH = 96 * TILE  # bank items whose similarities to them are sorted at a time
 _MOST = 2**20  # ranks below it leave room for a float32 similarity in the 53 bits of a float64
 
