@@ -144,7 +144,6 @@ from reprolib.ranking import as_rows
 def held(): return psutil.Process().memory_info().rss / 2**20
 rows = as_rows(np.memmap({path!r}, np.float32, "c", shape=({n}, 64)), "bank")
 before, kept = held(), []
-np.empty(2**22, np.float32)  # its end raises the size from which memory is asked of the system directly
 for _ in range(40):
     large = np.ones(2**20, np.float32)
     kept += [large, np.ones(2**14, np.float32)]
@@ -163,7 +162,8 @@ def test_a_pass_over_a_bank_in_a_file_gives_scattered_memory_back(tmp_path: Path
         file.truncate(256 * n)
         file.write(np.ones(64, np.float32).tobytes())
     script = SCATTERED.format(path=str(path), n=n)
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    # as after the end of a large array: the next ones come from the heap, not from the system directly
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**24)}
     told = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
     scattered, left = map(float, told.stdout.split())
     assert scattered > 120 and left < 60, told.stdout
