@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,11 +25,17 @@ def mapping(array: np.ndarray) -> mmap.mmap | None:
 def release(array: np.ndarray) -> None:
     """Let go of the pages of a mapped ``array``; whoever reads it again reads the file. Nothing for other arrays.
 
-    What was written to a private mapping is lost.
+    What was written to a private mapping is lost; what was written to ``scratch`` is in its file.
     """
     held = mapping(array)
     if held is not None and hasattr(mmap, "MADV_DONTNEED"):
         held.madvise(mmap.MADV_DONTNEED)
+
+
+def scratch(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Return an array of zeros in a file of its own, which is gone with the array."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def parts(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -28,7 +28,7 @@ BLOCK_BYTES = 32 * 2**20  # one float32 block of scores; about a last-level cach
 _UNIT = 2.0**-24  # unit round-off of float32
 _PAIR_CHUNK = 2**18  # elements taken to float64 at a time: they stay in cache
 _FAR = 64  # rows of a mapped array that are read between two releases, where they lie anywhere
-_LARGE = 2**27  # bytes of a mapped array from which on it stays in its file
+LARGE = 2**27  # bytes of a mapped array from which on it stays in its file
 
 ArrayLike = np.ndarray | Tensor
 Relevance = np.ndarray | Tensor | scipy.sparse.sparray | scipy.sparse.spmatrix | list
@@ -135,7 +135,7 @@ def as_rows(
 
     Those of a mapped array of 128 MiB or more stay in its file, as ``Rows``.
     """
-    if isinstance(array, np.ndarray) and array.nbytes >= _LARGE and mapping(array) is not None:
+    if isinstance(array, np.ndarray) and array.nbytes >= LARGE and mapping(array) is not None:
         return Rows(array, name, device=device, normalize=normalize, index=index)
     return as_embeddings(array if index is None else array[index], name, device=device, normalize=normalize)
 

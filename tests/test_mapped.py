@@ -41,7 +41,7 @@ def resident(array: np.ndarray) -> int:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let arrays of any size stay in their files."""
-    monkeypatch.setattr(ranking, "_LARGE", 1)
+    monkeypatch.setattr(ranking, "LARGE", 1)
 
 
 def test_parts_of_a_mapped_array_leave_memory(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_only_large_arrays_in_files_stay_there(tmp_path: Path, monkeypatch: pyte
     array = RNG.normal(size=(64, 4)).astype(np.float32)
     kept = on_disk(tmp_path / "rows", array)
     assert isinstance(ranking.as_rows(kept, "bank"), torch.Tensor)
-    monkeypatch.setattr(ranking, "_LARGE", array.nbytes)
+    monkeypatch.setattr(ranking, "LARGE", array.nbytes)
     assert isinstance(ranking.as_rows(kept, "bank"), Rows) and isinstance(ranking.as_rows(array, "bank"), torch.Tensor)
     index = np.array([3, 1])
     for given_array in (kept, array):
@@ -126,7 +126,7 @@ def test_a_study_takes_banks_in_files(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file(arrays, tmp_path / "own.safetensors")
     found = []
     for large in (2**27, 1):
-        monkeypatch.setattr(ranking, "_LARGE", large)
+        monkeypatch.setattr(ranking, "LARGE", large)
         study = Study(
             embeddings=str(tmp_path / "own.safetensors"), methods=["is", "nnn", "dual-is"], n_splits=1, k=5,
             betas=[5.0, 20.0], gallery_betas=[0.0, 1.0], bank_sizes=[0.3, 1.0], n_bootstrap=50, n_permutations=99,
@@ -156,7 +156,7 @@ print(after - before, held() - before)
 
 
 def test_a_pass_over_a_bank_in_a_file_gives_scattered_memory_back(tmp_path: Path) -> None:
-    n = ranking._LARGE // 256
+    n = ranking.LARGE // 256
     path = tmp_path / "bank"
     with path.open("wb") as file:
         file.truncate(256 * n)

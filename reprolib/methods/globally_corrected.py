@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprolib import ranking
 from reprolib.errors import InputError
+from reprolib.mapped import release, scratch
 from reprolib.methods.base import TILE, Bank, in_threads, method
 from reprolib.ranking import Scorer, ascending
 
-_ITEMS = 160  # gallery items at a time: a bank in a file is read once for each so many
+_ITEMS = 320  # gallery items at a time: a bank in a file is read once for each so many
 _WIDTH = 96 * TILE  # bank items whose similarities to them are sorted at a time
 _MOST = 2**20  # ranks below it leave room for a float32 similarity in the 53 bits of a float64
 
@@ -29,14 +31,15 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
 
     The similarity thus breaks ties of the rank. float32 cannot hold a rank and a similarity side by side, float64 can:
     the scorer is ``wide``, and its float32 scores are the negative positions (0, -1, ...) in that order, equal where
-    both agree. Unlike the other methods this one holds a matrix: the ranks [n_queries, n_gallery], in two bytes each
-    for a bank of less than 2^16 items, else in three. Raises InputError for a bank of 2^20 items or more.
+    both agree. Unlike the other methods this one keeps a matrix: the ranks [n_gallery, n_queries], in a temporary file
+    if they take 128 MiB or more. Raises InputError for a bank of 2^20 items or more.
     """
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
     own, n = Bank(queries, "queries"), len(queries)
-    ranks = np.empty((n, len(gallery)), np.uint16)  # their lower bits, and those above
-    above = np.empty(ranks.shape, np.uint8) if len(query_bank) >= 2**16 else None
+    dtype = np.dtype(np.uint16 if len(query_bank) < 2**16 else np.int32)
+    large = n * len(gallery) * dtype.itemsize >= ranking.LARGE
+    ranks = (scratch if large else np.empty)((len(gallery), n), dtype)
     held = torch.empty(_ITEMS, n, device=gallery.device)
     block = torch.empty(_ITEMS, min(_WIDTH, len(query_bank)), device=gallery.device)
     for start in range(0, len(gallery), _ITEMS):
@@ -47,16 +50,12 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
         for part in _parts(query_bank, items, block):
             in_threads(_count, part.cpu().numpy(), scores, lower)
         in_threads(_restore, order, lower)
-        higher = np.subtract(len(query_bank), lower, out=lower).T
-        ranks[:, start : start + len(items)] = higher
-        if above is not None:
-            above[:, start : start + len(items)] = higher >> 16
+        np.subtract(len(query_bank), lower, out=ranks[start : start + len(items)], casting="unsafe")
+        release(ranks)
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
-        rank = ranks[rows].astype(np.float64)
-        if above is not None:
-            rank += np.left_shift(above[rows], 16, dtype=np.int32)
-        rank = torch.from_numpy(rank).to(scores.device)
+        rank = torch.from_numpy(ranks[:, rows].T.astype(np.float64, order="C")).to(scores.device)
+        release(ranks)
         return rank.mul_(-(2.0**32)).add_(ascending(scores))
 
     return Scorer(queries, gallery, transform=keys, wide=True)

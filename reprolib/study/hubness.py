@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from reprolib import ranking
 from reprolib.errors import DataUnavailable, InputError
 from reprolib.loaders import EmbeddingData, Split
-from reprolib.mapped import mapping, parts
+from reprolib.mapped import mapping, parts, scratch
 from reprolib.methods import CATALOGUE, Bank
 from reprolib.methods.base import TEMPERATURES
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
@@ -77,9 +76,8 @@ def _random_directions(split: Split, seed: int) -> Split:
     rng = np.random.default_rng(seed)
 
     def like(part: np.ndarray) -> np.ndarray:
-        with tempfile.TemporaryFile() as file:  # what lies in a file need not fit into memory
-            held = mapping(part) is None
-            found = np.empty_like(part) if held else np.memmap(file, part.dtype, "w+", shape=part.shape)
+        held = mapping(part) is None  # what lies in a file need not fit into memory
+        found = np.empty_like(part) if held else scratch(part.shape, part.dtype)
         for rows in parts(found):
             rows[:] = rng.normal(size=rows.shape)
         return found

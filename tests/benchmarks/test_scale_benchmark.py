@@ -52,7 +52,7 @@ def test_correction(
 ) -> None:  # fmt: skip
     def measure() -> dict[str, float]:
         if not full:
-            monkeypatch.setattr(ranking, "_LARGE", 1)
+            monkeypatch.setattr(ranking, "LARGE", 1)
             return scale.once(str(file), name)
         command = [sys.executable, "-m", "tests.benchmarks.scale", str(file), name, DEVICE]
         return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
@@ -100,8 +100,8 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
             "`dn` and `invgc` need no similarities to a bank and take seconds. For `dn` only the product of ranking "
             "is counted; for `invgc` also that of each bank with itself (its sums are in float64, which halves the "
             "rate). `gc` sorts every similarity, which takes about as long as the product on this processor, and finds "
-            "the rank of every query among them; what it holds in between leaves room for 160 items at a time, so that "
-            "the bank is read again for each 160. `invgc-localadj` chooses thousands of neighbours per item and reads "
+            "the rank of every query among them; what it holds in between leaves room for 320 items at a time, so that "
+            "the bank is read again for each 320. `invgc-localadj` chooses thousands of neighbours per item and reads "
             "the banks twice for each 1,728. Sinkhorn computes the product anew in each of its ten iterations, since "
             "its kernel would not fit. Dual-bank Sinkhorn does so for 118,000 targets instead of 5,000: about 24 times "
             "as long.",

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprolib import methods
+from reprolib import mapped, methods, ranking
 from reprolib.methods import globally_corrected, graph_convolution
 from reprolib.methods.base import TILE, Bank, in_threads
 
@@ -96,8 +96,12 @@ def test_ranks_of_gc_do_not_depend_on_the_parts(seed, width, step):
     np.testing.assert_array_equal(found, higher)
 
 
-@pytest.mark.parametrize("n", [2**16 - 1, 2**16, 2**16 + 5, 3 * 2**16])
-def test_ranks_of_gc_may_take_more_than_two_bytes(n):
+@pytest.mark.parametrize("large", [1, 2**27])
+@pytest.mark.parametrize("n", [2**16 - 1, 2**16, 3 * 2**16])
+def test_ranks_of_gc_may_be_high_and_lie_in_a_file(n, large, monkeypatch):
+    made = []
+    monkeypatch.setattr(ranking, "LARGE", large)
+    monkeypatch.setattr(globally_corrected, "scratch", lambda *of: made.append(of) or mapped.scratch(*of))
     rng = np.random.default_rng(n)
     gallery, bank = unit(rng, 3), unit(rng, n)
     queries = torch.cat([unit(rng, 40), -gallery, gallery])  # below the whole bank, or above it
@@ -105,6 +109,7 @@ def test_ranks_of_gc_may_take_more_than_two_bytes(n):
     own, theirs = (all_similarities(Bank(rows, "bank"), gallery) for rows in (queries, bank))
     higher = np.stack([(theirs > one[:, None]).sum(1) for one in own.T])
     assert higher.max() >= n - 1 and higher.min() <= 1
+    assert len(made) == (large == 1)
     found = scorer.transform(torch.zeros(len(queries), 3), slice(0, len(queries))) / -(2.0**32)
     np.testing.assert_array_equal(found, higher)
 

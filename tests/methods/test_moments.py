@@ -89,7 +89,7 @@ def test_interventions_fitted_on_a_file_and_on_shared_moments_are_the_same(
     files = on_disk(tmp_path / "image", image), on_disk(tmp_path / "text", text)
     test = rows_of(3, 20), rows_of(4, 20)
     shared, here = Train(image, text, match), intervene(name, image, text, match)(*test)
-    monkeypatch.setattr(ranking, "_LARGE", 1)
+    monkeypatch.setattr(ranking, "LARGE", 1)
     kept = Train(*files, match)
     assert isinstance(kept.text.rows, Rows) and isinstance(shared.text.rows, torch.Tensor)
     for train in (kept, shared, shared):
@@ -106,7 +106,7 @@ def test_controls_fitted_on_a_file_and_on_shared_moments_are_the_same(
     shared = Moments(ranking.as_embeddings(train, "train"))
     here = fit_control(name, train=train)(rows)
     assert torch.equal(here, fit_control(name, train=shared)(rows))
-    monkeypatch.setattr(ranking, "_LARGE", 1)
+    monkeypatch.setattr(ranking, "LARGE", 1)
     assert torch.equal(here, fit_control(name, train=on_disk(tmp_path / "train", train))(rows))
 
 

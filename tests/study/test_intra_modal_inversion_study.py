@@ -516,7 +516,7 @@ def test_a_train_split_in_a_file_gives_the_same_controls(make, tmp_path, monkeyp
     data, found = _data(), []
     (replicate,) = data.replicates
     for large in (2**27, 1):
-        monkeypatch.setattr(ranking, "_LARGE", large)
+        monkeypatch.setattr(ranking, "LARGE", large)
         files = {}
         for side in ("image", "text"):
             rows = getattr(replicate.bank, side)

@@ -207,7 +207,7 @@ def test_tuning_never_sees_the_test_split(make) -> None:
 def test_a_bank_in_a_file_gives_the_same_numbers(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, found = _data(replicates=1), []
     for large in (2**27, 1):
-        monkeypatch.setattr(ranking, "_LARGE", large)
+        monkeypatch.setattr(ranking, "LARGE", large)
         replicates = []
         for each in whole.replicates:
             files = {}

@@ -319,7 +319,7 @@ def test_banks_in_files_give_the_same_effects(tmp_path: Path, monkeypatch: pytes
     save_file({side: rows[:60] for side, rows in parts.items()} | bank, tmp_path / "own.safetensors")
     found = []
     for large in (2**27, 1):
-        monkeypatch.setattr(ranking, "_LARGE", large)
+        monkeypatch.setattr(ranking, "LARGE", large)
         study = _study(tmp_path / "own.safetensors", n_splits=1, n_bootstrap=50, n_permutations=99)
         study.measure()
         held = study.tasks["text->image"][0].banks["train"][0].embeddings
