@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 
 import numpy as np
+
+from reprolib.errors import InputError
 
 _PART = 2**24  # bytes of a part
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -33,8 +37,20 @@ def release(array: np.ndarray) -> None:
 
 
 def scratch(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """Return an array of zeros in a file of its own, which is gone with the array."""
+    """Return an array of zeros in a file of its own, which is gone with the array.
+
+    Raises InputError if the folder for temporary files has no room for it.
+    """
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
     with tempfile.TemporaryFile() as file:
+        if hasattr(os, "posix_fallocate"):  # a page that finds no room later would end the process
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise InputError(
+                    f"a temporary file of {size / 2**20:,.0f} MiB cannot be written to {tempfile.gettempdir()} "
+                    f"({error.strerror}); set TMPDIR to a folder with room for it"
+                ) from error
         return np.memmap(file, dtype, "w+", shape=shape)
 
 

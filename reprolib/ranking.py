@@ -237,7 +237,7 @@ class Scorer:
         """Return the canonical scores of ``rows``, float32 (or ``wide``) [b, m]: one float64 product, rounded once."""
         scores = self.queries[rows].double() @ self.gallery.double().T
         if self.transform is not None:
-            scores = scores.float()
+            scores = scores.float()  # the float64 block is let go of before the transform makes its own
             scores = self.transform(scores, rows)
             broken = scores.isnan().any(1)
             if bool(broken.any()):

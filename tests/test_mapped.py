@@ -138,6 +138,15 @@ def test_a_study_takes_banks_in_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found[0] == found[1] and len(found[0]) > 40
 
 
+def test_a_temporary_file_without_room_is_one_sentence() -> None:
+    kept = mapped.scratch((3, 5), np.uint16)
+    kept[1] = 7
+    mapped.release(kept)
+    assert kept.sum() == 35
+    with pytest.raises(InputError, match=r"a temporary file of [\d,]+ MiB cannot be written to .*; set TMPDIR"):
+        mapped.scratch((2**58,), np.uint8)
+
+
 SCATTERED = """
 import numpy as np, psutil
 from reprolib.ranking import as_rows
