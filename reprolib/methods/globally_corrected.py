@@ -31,32 +31,32 @@ def globally_corrected(queries: Tensor, gallery: Tensor, query_bank: Bank, galle
 
     The similarity thus breaks ties of the rank. float32 cannot hold a rank and a similarity side by side, float64 can:
     the scorer is ``wide``, and its float32 scores are the negative positions (0, -1, ...) in that order, equal where
-    both agree. Unlike the other methods this one keeps a matrix: the ranks [n_gallery, n_queries], in a temporary file
-    if they take 128 MiB or more. Raises InputError for a bank of 2^20 items or more.
+    both agree. Unlike the other methods this one keeps a matrix: the ranks of all pairs, in a temporary file if they
+    take 128 MiB or more. Raises InputError for a bank of 2^20 items or more.
     """
     if len(query_bank) >= _MOST:
         raise InputError(f"gc: the query_bank holds {len(query_bank)} items; valid is a bank of less than {_MOST}")
-    own, n = Bank(queries, "queries"), len(queries)
+    own, n, step = Bank(queries, "queries"), len(queries), min(_ITEMS, len(gallery))
     dtype = np.dtype(np.uint16 if len(query_bank) < 2**16 else np.int32)
     large = n * len(gallery) * dtype.itemsize >= ranking.LARGE
-    ranks = (scratch if large else np.empty)((len(gallery), n), dtype)
-    held = torch.empty(_ITEMS, n, device=gallery.device)
-    block = torch.empty(_ITEMS, min(_WIDTH, len(query_bank)), device=gallery.device)
-    for start in range(0, len(gallery), _ITEMS):
-        items = gallery[start : start + _ITEMS]
+    # Queries lie together within a group of items: whoever reads a few of them reads few pages of the file.
+    ranks = (scratch if large else np.empty)((-(-len(gallery) // step), n, step), dtype)
+    held = torch.empty(step, n, device=gallery.device)
+    block = torch.empty(step, min(_WIDTH, len(query_bank)), device=gallery.device)
+    for items, group in zip(gallery.split(step), ranks, strict=True):
         (scores,) = (part.cpu().numpy() for part in _parts(own, items, held))
         order = in_threads(_sort, scores)
         lower = np.zeros(scores.shape, np.int32)
         for part in _parts(query_bank, items, block):
             in_threads(_count, part.cpu().numpy(), scores, lower)
         in_threads(_restore, order, lower)
-        np.subtract(len(query_bank), lower, out=ranks[start : start + len(items)], casting="unsafe")
+        np.subtract(len(query_bank), lower.T, out=group[:, : len(items)], casting="unsafe")
         release(ranks)
 
     def keys(scores: Tensor, rows: slice) -> Tensor:
-        rank = torch.from_numpy(ranks[:, rows].T.astype(np.float64, order="C")).to(scores.device)
+        taken = np.concatenate(ranks[:, rows], axis=1, dtype=np.float64)[:, : len(gallery)]
         release(ranks)
-        return rank.mul_(-(2.0**32)).add_(ascending(scores))
+        return ascending(scores).double().sub_(torch.from_numpy(taken).to(scores.device), alpha=2.0**32)
 
     return Scorer(queries, gallery, transform=keys, wide=True)
 
