@@ -2,7 +2,8 @@
 
 At full size (``pytest --benchmark-only``) each study runs from its first cell to its last. Finished runs are kept in
 the cache until the code or a notebook changes, so a run that was stopped goes on; once all are there, the table goes to
-``docs/benchmarks_studies.md``. In an ordinary test run parameters are checked alone, as notebooks have their own tests.
+``docs/benchmarks_studies.md``. In an ordinary test run parameters are checked alone, as notebooks have their own tests,
+and that products are counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reprolib import paths
@@ -25,6 +27,7 @@ from tests.benchmarks import scale
 from tests.benchmarks.table import MIB, machine, rows
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNTING = Path(__file__).parent / "counting"  # on a kernel's path it counts the operations of its matrix products
 TABLE = ROOT / "docs" / "benchmarks_studies.md"
 METHODS = "[none, is, dis, dual-is, dual-dis, csls, nnn, dn, invgc]"
 SLOW = "[none, gc, invgc-localadj]"
@@ -64,7 +67,17 @@ def embeddings(folder: Path, full: bool, two: bool) -> Path:
 
 def measured(run: Path) -> dict[str, float]:
     facts, records = (json.loads((run / name).read_text()) for name in ("run.json", "results.json"))
-    return {"seconds": facts["duration_seconds"], "peak": facts["peak_memory_bytes"], "records": len(records)}
+    counted = json.loads(run.with_suffix(".json").read_text())
+    return {
+        "seconds": facts["duration_seconds"], "peak": facts["peak_memory_bytes"], "records": len(records), **counted
+    }  # fmt: skip
+
+
+def counting(file: Path) -> dict[str, str]:
+    """Return the environment in which kernels add the operations of their matrix products to what is in ``file``."""
+    np.zeros(1).tofile(file)
+    path = os.pathsep.join([str(COUNTING), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "COUNTED": str(file)}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -78,7 +91,11 @@ def test_study(name: str, benchmark, full: bool, folder: Path) -> None:
         if full and not (folder / name).exists():
             options = [word for pair in values.items() for word in ("-p", *pair)]
             command = [sys.executable, "-m", "reprolib.cli", "run", study, *options, "--out", str(folder / name)]
-            subprocess.run(command, cwd=ROOT, check=True)
+            rates, sums = [scale.matrix_rate(scale.COCO.width, "cpu", 4096)], folder / f"{name}.sum"
+            subprocess.run(command, cwd=ROOT, check=True, env=counting(sums))
+            rates.append(scale.matrix_rate(scale.COCO.width, "cpu", 4096))
+            counted = {"operations": float(np.fromfile(sums)[0]), "rate": sum(rates) / 2}
+            (folder / f"{name}.json").write_text(json.dumps(counted))
 
     benchmark.pedantic(run, rounds=1)
 
@@ -91,7 +108,11 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
         )
         command = f"`reprolib run {study} -p embeddings FILE {options}`"
         parts = "test and validation" if two else "test"
-        return f"| {command} | {parts} | {one['seconds'] / 60:.1f} | {one['peak'] / MIB:.0f} | {one['records']:,} |"
+        products = one["operations"] / one["rate"]
+        return (
+            f"| {command} | {parts} | {one['seconds'] / 60:.1f} | {products / 60:.1f} "
+            f"| {products / one['seconds']:.0%} | {one['peak'] / MIB:.0f} | {one['records']:,} |"
+        )
 
     return "\n".join(
         [
@@ -103,10 +124,12 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
             f"A notebook from its first cell to its last. FILE holds {sizes.captions:,} captions and {sizes.images:,} "
             f"images to test on, where a study tunes as many again to tune on, and banks of {sizes.bank_captions:,} "
             f"captions and {sizes.bank_images:,} images; {sizes.width} dimensions; synthetic. The peak is that of the "
-            "notebook's kernel.",
+            "notebook's kernel. Products: the operations of all dense matrix products of torch in that kernel, divided "
+            "by the matrix rate in float32, which was measured before and after; those in float64 count alike, though "
+            "they take twice as long. What else a study does (figures, resampling, reading the banks) is in the time.",
             "",
             *rows(
-                "| command | parts | minutes | peak, MiB | records |",
+                "| command | parts | minutes | products, minutes | share of the matrix rate | peak, MiB | records |",
                 *(line(name, one) for name, one in measured.items()),
             ),
         ]
@@ -114,5 +137,18 @@ def markdown(measured: dict[str, dict[str, float]], sizes: scale.Sizes) -> str:
 
 
 def test_the_table_holds_what_was_measured() -> None:
-    text = markdown({"modality-gap": {"seconds": 90.0, "peak": 800 * MIB, "records": 1234}}, scale.COCO)
-    assert "-p n_splits 1 -p validation_share 0.5` | test and validation | 1.5 | 800 | 1,234 |" in text
+    facts = {"seconds": 90.0, "operations": 4.5e12, "rate": 1e11, "peak": 800 * MIB, "records": 1234}
+    text = markdown({"modality-gap": facts}, scale.COCO)
+    assert "-p n_splits 1 -p validation_share 0.5` | test and validation | 1.5 | 0.8 | 50% | 800 | 1,234 |" in text
+
+
+def test_products_of_a_kernel_are_counted(tmp_path: Path) -> None:
+    source = """import numpy as np, torch
+one, other = torch.ones(2, 3), torch.ones(3, 5)
+one @ other; torch.mm(one, other, out=torch.empty(2, 5)); one.double() @ other.double()  # 60 each
+torch.ones(4, 2, 3) @ other; one @ other[:, 0]  # 240 and 12
+one.to_sparse() @ other; np.ones((2, 3)) @ np.ones((3, 5))"""
+    kernel, none = tmp_path / "kernel", tmp_path / "none"
+    for file, words in ((kernel, ["ipykernel_launcher"]), (none, [])):
+        subprocess.run([sys.executable, "-c", source, *words], check=True, env=counting(file))
+    assert np.fromfile(kernel) == 3 * 60 + 240 + 12 and np.fromfile(none) == 0
