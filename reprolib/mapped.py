@@ -8,28 +8,49 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from reprolib.errors import InputError
 
 _PART = 2**24  # bytes of a part
+_ours: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # what was mapped here: nobody else writes to it
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def mapping(array: np.ndarray) -> mmap.mmap | None:
-    """Return the mapped file that holds the memory of ``array``, or None."""
+    """Return the mapped file that holds the memory of ``array`` and can give it again, or None.
+
+    Not a writeable mapping of somebody else's: what was written to it may be nowhere but in memory.
+    """
+    owner = _owner(array)
+    return owner if owner is not None and (owner in _ours or memoryview(owner).readonly) else None
+
+
+def _owner(array: np.ndarray) -> mmap.mmap | None:
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
     return owner if isinstance(owner, mmap.mmap) else None
 
 
+def opened(path: Path | str, dtype: np.dtype | type | str, shape: tuple[int, ...], start: int = 0) -> np.ndarray:
+    """Return the array that lies in the file ``path`` from byte ``start`` on; it is only to be read."""
+    return _entered(np.memmap(path, dtype, "c", start, shape))  # torch shares no memory that is read-only
+
+
+def _entered(array: np.ndarray) -> np.ndarray:
+    _ours.add(_owner(array))
+    return array
+
+
 def release(array: np.ndarray) -> None:
     """Let go of the pages of a mapped ``array``; whoever reads it again reads the file. Nothing for other arrays.
 
-    What was written to a private mapping is lost; what was written to ``scratch`` is in its file.
+    What was written to ``scratch`` is in its file.
     """
     held = mapping(array)
     if held is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -51,7 +72,7 @@ def scratch(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
                     f"a temporary file of {size / 2**20:,.0f} MiB cannot be written to {tempfile.gettempdir()} "
                     f"({error.strerror}); set TMPDIR to a folder with room for it"
                 ) from error
-        return np.memmap(file, dtype, "w+", shape=shape)
+        return _entered(np.memmap(file, dtype, "w+", shape=shape))
 
 
 def parts(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -43,15 +43,23 @@ def as_embeddings(
     Raises InputError for another shape, no rows, NaN or infinity, and (if ``normalize``) rows of zeros; rows are
     counted from ``first``.
     """
-    if isinstance(array, np.ndarray) and not array.flags.writeable:
-        array = array.copy()  # torch cannot mark a tensor read-only
-    tensor = torch.as_tensor(array, device=device)
+    tensor = torch.as_tensor(for_torch(array), device=device)
     norms = _norms(tensor, name, normalize, first)
     return _unit(tensor, norms) if normalize else tensor.to(torch.float32).contiguous()
 
 
-def _norms(tensor: Tensor, name: str, normalize: bool, first: int) -> Tensor:
-    """Return the length of every row, float64 [n], once all checks of ``as_embeddings`` are passed."""
+def for_torch(array: ArrayLike) -> ArrayLike:
+    """Return ``array``, or a copy of what torch cannot share: it knows no read-only memory and no negative strides."""
+    if isinstance(array, np.ndarray) and not (array.flags.writeable and min(array.strides, default=0) >= 0):
+        return array.copy()
+    return array
+
+
+def _norms(tensor: Tensor, name: str, normalize: bool, first: int | np.ndarray) -> Tensor:
+    """Return the length of every row, float64 [n], once all checks of ``as_embeddings`` are passed.
+
+    ``first`` is the number of the first row, or those of all rows, as a message names them.
+    """
     if tensor.ndim != 2 or not tensor.shape[0] or not tensor.shape[1]:
         raise InputError(f"{name}: expected embeddings [n, d] with n, d >= 1, got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
@@ -60,12 +68,17 @@ def _norms(tensor: Tensor, name: str, normalize: bool, first: int) -> Tensor:
     norms = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in tensor.split(step)])
     finite = norms <= torch.finfo(torch.float32).max  # False for NaN too
     if not bool(finite.all()):
-        row = first + int((~finite).nonzero()[0])
+        row = _number(first, (~finite).nonzero())
         raise InputError(f"{name}: row {row} holds NaN or infinity (in float32); every value must be finite")
     if normalize and not bool((norms > 0).all()):
-        row = first + int((norms == 0).nonzero()[0])
+        row = _number(first, (norms == 0).nonzero())
         raise InputError(f"{name}: row {row} is all zeros and has no direction; remove it or pass normalize=False")
     return norms
+
+
+def _number(first: int | np.ndarray, found: Tensor) -> int:
+    row = int(found[0])
+    return first + row if isinstance(first, int) else int(first[row])
 
 
 def _unit(tensor: Tensor, norms: Tensor) -> Tensor:
@@ -108,10 +121,10 @@ class Rows:
             for start in range(0, len(key), _FAR):
                 found[start : start + _FAR] = self._array[key[start : start + _FAR]]
                 release(self._array)
-        tensor = torch.from_numpy(found if found.flags.writeable else found.copy()).to(self.device)
+        tensor = torch.from_numpy(for_torch(found)).to(self.device)
         norms = self._norms[rows].to(self.device)
         if bool(norms.isnan().any()):
-            norms = _norms(tensor, self._name, self._normalize, key.start or 0 if isinstance(key, slice) else 0)
+            norms = _norms(tensor, self._name, self._normalize, key.start or 0 if isinstance(key, slice) else key)
             self._norms[rows] = norms.cpu()
         taken = _unit(tensor, norms) if self._normalize else tensor.to(torch.float32, copy=True)
         release(self._array)
@@ -135,7 +148,7 @@ def as_rows(
 
     Those of a mapped array of 128 MiB or more stay in its file, as ``Rows``.
     """
-    if isinstance(array, np.ndarray) and array.nbytes >= LARGE and mapping(array) is not None:
+    if isinstance(array, np.ndarray) and array.ndim == 2 and array.nbytes >= LARGE and mapping(array) is not None:
         return Rows(array, name, device=device, normalize=normalize, index=index)
     return as_embeddings(array if index is None else array[index], name, device=device, normalize=normalize)
 
@@ -156,7 +169,8 @@ def as_relevance(relevance: Relevance, n_queries: int, n_gallery: int) -> scipy.
     elif scipy.sparse.issparse(relevance):
         matrix = scipy.sparse.csr_array(relevance).astype(bool)
     else:
-        matrix = scipy.sparse.csr_array(np.asarray(torch.as_tensor(relevance).cpu()).astype(bool))
+        dense = relevance.cpu() if isinstance(relevance, Tensor) else relevance
+        matrix = scipy.sparse.csr_array(np.asarray(dense).astype(bool))
     if matrix.shape != (n_queries, n_gallery):
         raise InputError(f"relevance has shape {matrix.shape}, expected ({n_queries}, {n_gallery})")
     matrix.sum_duplicates()
@@ -216,13 +230,15 @@ class Scorer:
         """Return a bound on the distance between a float32 block and the canonical scores (0 with ``transform``).
 
         The standard bound of a float32 inner product of length d (Higham 2002, section 3.1), with Cauchy-Schwarz
-        for the sum of the absolute terms, plus the roundings of the bias and of the result.
+        for the sum of the absolute terms, plus the roundings of the bias, of the result, and of the factors where
+        torch may round them first (``torch.set_float32_matmul_precision``).
         """
         if self.transform is not None:
             return 0.0
         product = float(self.queries.norm(dim=1).max() * self.gallery.norm(dim=1).max())
         bias = 0.0 if self.bias is None else float(self.bias.abs().max())
-        return 1.1 * _UNIT * ((self.queries.shape[1] + 4) * product + 3 * bias)
+        factors = product * (2 + _rounding()) * _rounding()
+        return 1.1 * (_UNIT * ((self.queries.shape[1] + 4) * product + 3 * bias) + factors)
 
     def block(self, rows: slice) -> Tensor:
         """Return the scores of ``rows`` against the whole gallery, float32 [b, m], within ``error_bound``."""
@@ -233,17 +249,21 @@ class Scorer:
             scores -= self.bias[0] if self.state is None else self.bias[self.state[rows]]
         return self._drop(scores, rows)
 
+    def transformed(self, scores: Tensor, rows: slice) -> Tensor:
+        """Return what ``transform`` makes of canonical raw scores [b, m]; InputError where it makes NaN."""
+        scores = self.transform(scores, rows).contiguous()
+        broken = scores.isnan().any(1)
+        if bool(broken.any()):
+            row = rows.start + int(broken.nonzero()[0])
+            raise InputError(f"the scores of query {row} hold NaN and cannot be ranked (an overflow, as a rule)")
+        return scores
+
     def canonical(self, rows: slice) -> Tensor:
         """Return the canonical scores of ``rows``, float32 (or ``wide``) [b, m]: one float64 product, rounded once."""
         scores = self.queries[rows].double() @ self.gallery.double().T
         if self.transform is not None:
             scores = scores.float()  # the float64 block is let go of before the transform makes its own
-            scores = self.transform(scores, rows)
-            broken = scores.isnan().any(1)
-            if bool(broken.any()):
-                row = rows.start + int(broken.nonzero()[0])
-                raise InputError(f"the scores of query {row} hold NaN and cannot be ranked (an overflow, as a rule)")
-            return scores
+            return self.transformed(scores, rows)
         if self.bias is not None:
             bias = self.bias.double()
             scores -= bias[0] if self.state is None else bias[self.state[rows]]
@@ -409,7 +429,8 @@ class _Side:
         """Count the rivals ``item``, ``rival``, ``value`` [p] of a block above each positive of their items."""
         size, width = items.stop - items.start, self.target.shape[1]
         low, high = self.target[items] - error, self.target[items] + error
-        reached = torch.zeros(len(value), dtype=torch.uint8, device=value.device)
+        dtype = torch.uint8 if width < 2**8 else torch.int32  # the fastest that can count to the width
+        reached = torch.zeros(len(value), dtype=dtype, device=value.device)
         for slot in range(width):  # from the lowest positive: who reaches one has reached those before
             reached += (value >= low[:, slot].contiguous().index_select(0, item)).view(torch.uint8)
         cell = item * (width + 1) + reached
@@ -466,6 +487,15 @@ class _Side:
         pick = (self.item, self.slot)
         columns = (self.target, self.above, self.tied, self.before)
         return Ranking(self.relevance, *(c[pick].cpu().numpy() for c in columns), best.cpu().numpy())
+
+
+def _rounding() -> float:
+    """Return the unit round-off of what torch may round the factors of a float32 product to, 0 if it may not."""
+    try:
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch's newer interface
+        allowed = "medium"
+    return {"highest": 0.0, "high": 2.0**-11}.get(allowed, 2.0**-8)  # TensorFloat-32, bfloat16
 
 
 def true_entries(mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 def on_disk(path: Path, array: np.ndarray) -> np.ndarray:
     array.tofile(path)
-    return np.memmap(path, array.dtype, "c", shape=array.shape)
+    return mapped.opened(path, array.dtype, array.shape)
 
 
 def resident(array: np.ndarray) -> int:
@@ -149,9 +149,10 @@ def test_a_temporary_file_without_room_is_one_sentence() -> None:
 
 SCATTERED = """
 import numpy as np, psutil
+from reprolib.mapped import opened
 from reprolib.ranking import as_rows
 def held(): return psutil.Process().memory_info().rss / 2**20
-rows = as_rows(np.memmap({path!r}, np.float32, "c", shape=({n}, 64)), "bank")
+rows = as_rows(opened({path!r}, np.float32, ({n}, 64)), "bank")
 before, kept = held(), []
 for _ in range(40):
     large = np.ones(2**20, np.float32)
@@ -176,3 +177,38 @@ def test_a_pass_over_a_bank_in_a_file_gives_scattered_memory_back(tmp_path: Path
     told = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
     scattered, left = map(float, told.stdout.split())
     assert scattered > 120 and left < 60, told.stdout
+
+
+def test_what_a_caller_wrote_to_a_mapped_array_is_used_and_stays(tmp_path: Path, small: None) -> None:
+    rows = RNG.standard_normal((5000, 8)).astype(np.float32) + 3
+    rows.tofile(tmp_path / "rows")
+    changed = np.memmap(tmp_path / "rows", np.float32, "c", shape=rows.shape)
+    changed -= changed.mean(0)
+    kept = np.array(changed)
+    queries, gallery = (RNG.standard_normal((n, 8)).astype(np.float32) for n in (4, 6))
+    found, wanted = (methods.correct("is", queries, gallery, query_bank=bank) for bank in (changed, kept))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    for _ in mapped.parts(changed):
+        pass
+    np.testing.assert_array_equal(changed, kept)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "rows", np.float32), rows.ravel())
+    unchanged = np.load(_saved(tmp_path / "rows.npy", rows), mmap_mode="r")
+    assert isinstance(ranking.as_rows(unchanged, "bank"), Rows)  # only to be read: it may stay in its file
+
+
+def _saved(path: Path, rows: np.ndarray) -> Path:
+    np.save(path, rows)
+    return path
+
+
+def test_a_bad_row_has_the_number_that_it_has_in_the_file(tmp_path: Path, small: None) -> None:
+    rows = np.ones((5000, 8), np.float32)
+    rows[4321, 2] = np.nan
+    index = np.arange(5000)[::-1]
+    bank = ranking.as_rows(on_disk(tmp_path / "rows", rows), "bank", index=index)
+    with pytest.raises(InputError, match="row 4321 holds NaN"):
+        list(bank.split(500))
+    with pytest.raises(InputError, match="row 4321 holds NaN"):
+        Rows(on_disk(tmp_path / "rows", rows), "bank")[torch.tensor([3, 4321])]
+    with pytest.raises(InputError, match=r"expected embeddings \[n, d\]"):
+        ranking.as_rows(on_disk(tmp_path / "flat", rows[:, 0].copy()), "bank")

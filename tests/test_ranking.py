@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from reprolib import ranking
 from reprolib.errors import InputError
+from reprolib.metrics import hubness_metrics, retrieval_metrics
 from reprolib.ranking import Scorer, as_embeddings, as_relevance, rank, rank_both, topk
 
 torch.set_num_threads(1)
@@ -441,3 +442,61 @@ def test_memory_is_set_by_the_block_and_not_by_the_matrix(scores):
     command = [sys.executable, "-c", MEMORY, str(4 * 2**20), scores]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=120)
     assert int(found.stdout) < 80e6
+
+
+@pytest.mark.parametrize("many", [254, 255, 256, 257, 600])
+@pytest.mark.parametrize("style", ["unit", "duplicates", "last bit"])
+def test_a_query_may_have_any_number_of_relevant_items(many: int, style: str) -> None:
+    scorer = make(many, 3, 700, 8, style)
+    scores, relevance = canonical(scorer), np.zeros((3, 700), bool)
+    relevance[0, np.argsort(-scores[0])[1 : many + 1]] = True  # all but the best, so that one item is above them all
+    relevance[1, np.random.default_rng(0).permutation(700)[:many]] = True
+    relevance[2, 5] = True
+    assert_agrees(rank(scorer, relevance, 10), scores, relevance, 10, ordered=False)
+    backward = Scorer(scorer.gallery, scorer.queries)
+    relevance[0] = True
+    forward, other = rank_both(backward, relevance.T, 2)
+    assert_agrees(other, scores, relevance, 2, ordered=False)
+    assert_agrees(forward, scores.T, relevance.T, 2, ordered=False)
+
+
+@pytest.mark.parametrize(("allowed", "bits"), [("high", 13), ("medium", 16)])
+@pytest.mark.parametrize("style", ["unit", "duplicates", "last bit", "large"])
+def test_ranks_are_exact_where_torch_may_round_the_factors(allowed: str, bits: int, style: str, monkeypatch) -> None:
+    """``bits`` of a float32 are lost, as TensorFloat-32 and bfloat16 lose them."""
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        whole = (x.view(torch.int32) + (1 << (bits - 1))) >> bits << bits
+        return whole.view(torch.float32)
+
+    def block(self: Scorer, rows: slice) -> torch.Tensor:
+        return rounded(self.queries[rows]) @ rounded(self.gallery).T
+
+    scorer, relevance = make(0, 40, 200, 24, style), some_relevance(1, 40, 200)
+    exact = scorer.error_bound()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        assert scorer.error_bound() > 100 * exact
+        monkeypatch.setattr(Scorer, "block", block)
+        assert_agrees(rank(scorer, relevance, 5, ordered=True), canonical(scorer), relevance, 5, ordered=True)
+        np.testing.assert_array_equal(topk(scorer, 5), naive_topk(canonical(scorer), 5))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_arrays_of_any_layout_are_taken() -> None:
+    rng = np.random.default_rng(0)
+    rows, scores = rng.standard_normal((9, 4)), rng.standard_normal((7, 9)).astype(np.float32)
+    np.testing.assert_array_equal(as_embeddings(rows[::-1], "rows"), as_embeddings(rows[::-1].copy(), "rows"))
+    relevance = some_relevance(0, 7, 9)
+    np.testing.assert_array_equal(
+        as_relevance(relevance[::-1], 7, 9).toarray(), as_relevance(relevance[::-1].copy(), 7, 9).toarray()
+    )
+    queries, gallery = np.ones((9, 2)), np.ones((7, 2))
+    wanted = retrieval_metrics(queries, gallery, relevance.T | True, scores=scores.T.copy())
+    for matrix in (scores.T, torch.from_numpy(scores).T, scores.T.copy()[::-1][::-1], scores[:, ::-1].copy().T[::-1]):
+        assert retrieval_metrics(queries, gallery, relevance.T | True, scores=matrix) == wanted
+    assert hubness_metrics(queries, gallery, k=3, scores=scores.T) == hubness_metrics(
+        queries, gallery, k=3, scores=scores.T.copy()
+    )

@@ -47,7 +47,7 @@ class RunsView:
         self._results = {}
         for place, (name, path) in enumerate(self.paths.items()):
             found = records.load(path) if (path / records.RESULTS).exists() else []
-            self._results[name] = board.Result(f"run-{place}", name, provenance.read(path), found)
+            self._results[name] = board.Result(f"run-{place}", name, provenance.read(path, study=True), found)
 
     def table(self, study: str | None = None, text: str = "") -> pd.DataFrame:
         """Return a row per run: of one study, and with ``text`` somewhere in the row."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from reprolib.mapped import parts
+from reprolib.mapped import opened, parts
 
 
 def digest(*values: object) -> str:
@@ -93,7 +93,7 @@ def _mapped(path: Path, start: int, dtype: str, shape: list[int], data_offsets: 
     begin, end = data_offsets
     if begin == end:  # no bytes cannot be mapped
         return np.empty(shape, _TYPES[dtype])
-    array = np.memmap(path, _TYPES[dtype], "c", start + begin, tuple(shape))
+    array = opened(path, _TYPES[dtype], tuple(shape), start + begin)
     if array.nbytes != end - begin:
         raise ValueError("shape and offsets differ")
     return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,13 +27,14 @@ class Bank:
     """Embeddings [n, d] that a correction learns from, and their reductions over the similarities to a gallery.
 
     A reduction streams the bank past the gallery in tiles and keeps a running result per gallery item: no
-    bank x gallery matrix exists. Results are kept, so one bank can serve a whole grid of parameters. A bank that is
-    ``Rows`` stays in its file and is read once per pass.
+    bank x gallery matrix exists. Results are kept as long as the gallery's tensor, so one bank can serve a whole
+    grid of parameters (``fit`` takes a float32 tensor as it is with ``normalize=False``). A bank that is ``Rows`` stays
+    in its file and is read once per pass.
     """
 
     def __init__(self, embeddings: Tensor | Rows, name: str, block_bytes: int = ranking.BLOCK_BYTES) -> None:
         self.embeddings, self.name, self.block_bytes = embeddings, name, block_bytes
-        self._kept: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[tuple, tuple[weakref.ref[Tensor], Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -41,7 +43,13 @@ class Bank:
         """Return what ``compute`` gave for this very gallery and ``key`` before, or compute it now."""
         full_key = (id(gallery), key)
         if full_key not in self._kept:
-            self._kept[full_key] = (gallery, compute())  # holding the gallery keeps its id from being reused
+            bank = weakref.ref(self)
+
+            def forget(_: object) -> None:  # with the gallery, whose id may be given again
+                if (left := bank()) is not None:
+                    left._kept.pop(full_key, None)
+
+            self._kept[full_key] = (weakref.ref(gallery, forget), compute())
         return self._kept[full_key][1]
 
     def _tiles(self, gallery: Tensor) -> Iterator[tuple[slice, Iterator[Tensor]]]:

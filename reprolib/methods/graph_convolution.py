@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -82,6 +83,12 @@ def inverse_graph_convolution(
     return Scorer(queries, _moved(gallery, messages, released))
 
 
+def least_rate(size: int) -> float:
+    """Return a ``pool_rate`` of two digits, just large enough for a pool of one among ``size`` items."""
+    unit = 10.0 ** (math.floor(math.log10(1 / size)) - 1)
+    return next(rate for rate in (round(count * unit, 12) for count in itertools.count(10)) if int(rate * size) >= 1)
+
+
 def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
     """Return (1/p) sum over each item's p nearest bank items of w_j b_j, float32 [m, d]; p = int(pool_rate x size)."""
     known = isinstance(pool_rate, int | float) and math.isfinite(pool_rate)
@@ -89,7 +96,7 @@ def _local_message(gallery: Tensor, bank: Bank, pool_rate: float) -> Tensor:
     if not 1 <= pool <= len(bank):
         raise InputError(
             f"pool_rate = {pool_rate!r} of a {bank.name} of {len(bank)} items is a pool of {pool}; "
-            f"it must hold at least 1 item (pool_rate from {1 / len(bank):.2g} to 1)"
+            f"it must hold at least 1 item (pool_rate from {least_rate(len(bank)):.2g} to 1)"
         )
     message = torch.empty_like(gallery)
     step = min(_ITEMS, max(_ITEMS // 16, _ENTRIES // pool))

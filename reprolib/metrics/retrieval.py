@@ -35,7 +35,7 @@ def as_scorer(
             ranking.as_embeddings(queries, "queries", normalize=normalize, device=device),
             ranking.as_embeddings(gallery, "gallery", normalize=normalize, device=device),
         )
-    matrix = torch.as_tensor(scores, dtype=torch.float32, device=device)
+    matrix = torch.as_tensor(ranking.for_torch(scores), dtype=torch.float32, device=device)
     shape = (len(queries), len(gallery))
     if tuple(matrix.shape) != shape:
         raise InputError(f"scores have shape {tuple(matrix.shape)}, expected {shape} (queries, gallery items)")

@@ -56,6 +56,13 @@ class Tuning:
             )
 
 
+def can_be_tuned(model: ModelFiles) -> bool:
+    """Return whether ``finetune`` takes the model: it has to be of the CLIP family."""
+    from reprolib.models.families import FAMILIES, family_of
+
+    return family_of(model.folder) is FAMILIES["clip"]
+
+
 def trained_temperature(model: str) -> float:
     """Return the temperature a model was trained to, exp(-logit_scale); raises as ``find_model`` does."""
     files = find_model(model)
@@ -233,12 +240,9 @@ def _encoder(model: ModelFiles, device: str) -> Encoder:
 
 def _clip(model: ModelFiles, device: str) -> Encoder:
     """Load a model that can be fine-tuned."""
-    from reprolib.models.families import FAMILIES
-
-    encoder = _encoder(model, device)
-    if encoder.family is not FAMILIES["clip"]:
-        raise InputError(f"model {model.name} is no CLIP model: only such are fine-tuned; leave out the temperatures")
-    return encoder
+    if not can_be_tuned(model):
+        raise InputError(f"model {model.name} is no CLIP model: only such are fine-tuned")
+    return _encoder(model, device)
 
 
 def _encoded(encoder: Encoder, items: Items) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from reprolib.loaders import EmbeddingData, Split
 from reprolib.mapped import mapping, parts, scratch
 from reprolib.methods import CATALOGUE, Bank
 from reprolib.methods.base import TEMPERATURES
+from reprolib.methods.graph_convolution import least_rate
 from reprolib.methods.inverted_softmax import GALLERY_TEMPERATURES
 from reprolib.metrics import hubness_of_counts, k_occurrence, query_values
 from reprolib.metrics.statistics import Interval, holm, jackknife
@@ -85,9 +86,10 @@ def _random_directions(split: Split, seed: int) -> Split:
     return replace(split, image=like(split.image), text=like(split.text))
 
 
-def _limited(parameters: Mapping[str, Any], bank: Bank) -> dict[str, Any]:
-    """Return parameters whose number of neighbours, if any, is at most the size of a bank."""
-    return dict(parameters) | ({"k": min(parameters["k"], len(bank))} if "k" in parameters else {})
+def _limited(parameters: Mapping[str, Any], banks: tuple[Bank, Bank]) -> dict[str, Any]:
+    """Return parameters whose neighbours, if any, are at most those of the query bank, and whose pool is not empty."""
+    limits = {"k": lambda k: min(k, len(banks[0])), "pool_rate": lambda r: max(r, least_rate(min(map(len, banks))))}
+    return dict(parameters) | {name: limit(parameters[name]) for name, limit in limits.items() if name in parameters}
 
 
 def _described(counts: np.ndarray) -> dict[str, float]:
@@ -134,7 +136,7 @@ class Study(Protocol):
             setattr(self, name, list(getattr(self, name)))
         check({entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rows"})
         self.methods = list(CATALOGUE) if self.methods is None else self.methods
-        for name in ("directions", "methods", "betas", "bank_sizes", "gallery_sizes"):
+        for name in ("directions", "methods", "betas", "gallery_betas", "bank_sizes", "gallery_sizes"):
             if not getattr(self, name):
                 raise InputError(f"parameter {name} is empty; name at least one")
         self.methods = list(dict.fromkeys(["none", *self.methods]))
@@ -201,6 +203,8 @@ class Study(Protocol):
             ],
         }
         values = [shared.get(name, choices) for name, choices in own.items()]
+        if "tau" in own and not shared["tau"]:
+            raise InputError(f"{method}: tau = 1 / beta is tried from beta = 5 on, and betas has no such value")
         return [dict(zip(own, combination, strict=True)) for combination in itertools.product(*values)]
 
     def _warm(self, task: Task, side: Side) -> None:
@@ -237,6 +241,8 @@ class Study(Protocol):
         """Choose every method's parameters by R@1 on validation; ties go to the first of the grid."""
         jobs = [(d, task, m) for d, tasks in self.tasks.items() for task in tasks for m in self.methods]
         found = []
+        self.tuned.clear()  # a cell may be run again
+        self._searched.clear()
         for direction, task, method in tqdm(jobs, desc="tuning on validation", leave=False):
             self._warm(task, task.validation)
             candidates = self._grid(method, task)
@@ -346,16 +352,18 @@ class Study(Protocol):
             forced = [
                 max((found for found in searched if found[1]["gallery_beta"] > 0), key=lambda found: found[0])[1]
                 for searched in self._searched[direction, "dual-is"]
+                if any(self.gallery_betas)
             ]
             systems = {
                 "none": ("none", None),
                 "IS, beta 20": ("is", released),
                 "IS, tuned": ("is", None),
                 "DualIS, tuned": ("dual-is", None),
-                "DualIS, tuned, gallery bank on": ("dual-is", forced),
+                **({"DualIS, tuned, gallery bank on": ("dual-is", forced)} if forced else {}),
             }
             found = {name: self.measure(direction, *system) for name, system in systems.items()}
-            results = {pair: self._difference(direction, *(found[name] for name in pair)) for pair in STEPS}
+            results = {pair: self._difference(direction, *(found[name] for name in pair))
+                       for pair in STEPS if set(pair) <= found.keys()}  # fmt: skip
             corrected = holm([p for _, p in results.values()])
             for ((one, other), (interval, p)), adjusted in zip(results.items(), corrected, strict=True):
                 method, chosen = systems[one]
@@ -445,7 +453,7 @@ class Study(Protocol):
                     bank = self.data.replicates[number].bank
                     part = None if share >= 1 else share_of_images(bank, share, self.seed + draw)
                     banks = banks_of(bank, direction, self.device, part)
-                    each.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
+                    each.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks), banks)))
                     sizes.append(len(banks[0]))
                 hits.append(np.mean(each, axis=0))
             self._ablate("bank_size", direction, method, {"bank_size": round(float(np.mean(sizes)))}, hits)
@@ -491,18 +499,18 @@ class Study(Protocol):
                     self.tasks[direction], self.tuned[direction, method], splits, strict=True
                 ):
                     banks = banks_of(split, direction, self.device)
-                    hits.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks[0]), banks)))
+                    hits.append(task.test.hits(task.fit(task.test, method, _limited(chosen, banks), banks)))
                 self._ablate("bank_source", direction, method, shown(self.tuned[direction, method]), hits, bank=source)
         for direction in self.directions if "dual-is" in self.methods else ():
             for source, name, off in (("query bank only", "query_beta", "gallery_beta"),
                                       ("gallery bank only", "gallery_beta", "query_beta")):  # fmt: skip
-                hits, point = [], {}
+                hits, points = [], []
                 for task in self.tasks[direction]:
                     candidates = [{name: beta, off: 0.0} for beta in self.betas]
                     recall = [task.validation.hits(task.fit(task.validation, "dual-is", c)).mean() for c in candidates]
-                    point = candidates[int(np.argmax(recall))]
-                    hits.append(task.test.hits(task.fit(task.test, "dual-is", point)))
-                self._ablate("bank_source", direction, "dual-is", point, hits, bank=source)
+                    points.append(candidates[int(np.argmax(recall))])
+                    hits.append(task.test.hits(task.fit(task.test, "dual-is", points[-1])))
+                self._ablate("bank_source", direction, "dual-is", shown(points), hits, bank=source)
         return self.table("bank_source")
 
     def gallery_size(self) -> pd.DataFrame:

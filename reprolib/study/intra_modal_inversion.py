@@ -210,8 +210,13 @@ class Study(Protocol):
         )  # fmt: skip
         raw = self.embeddings is None and load_manifest(self.dataset).kind == "items"
         self.encoder = load_encoder(self.data.model, self.device) if raw else None
-        self._projections = projections_of(self.encoder.model) if self.encoder else None
-        if self.encoder is None:
+        self._projections = None
+        if self.encoder:
+            try:
+                self._projections = projections_of(self.encoder.model)
+            except InputError as error:  # of a family without them
+                print(f"Left out what needs projections: {error}.")
+        if self._projections is None:
             self.controls = [name for name in self.controls if "projections" not in CONTROLS[name].needs]
         self.parts = {
             (task, name): self._part(task, name, self.data.replicates[0])
@@ -609,6 +614,9 @@ class Study(Protocol):
             print("No fine-tunes: they take a model, the task image->image and at least one tau.")
             return pd.DataFrame()
         replicate, files = self.data.replicates[0], find_model(self.data.model)
+        if not finetune.can_be_tuned(files):
+            print(f"No fine-tunes: {files.name} is no CLIP model, and only such are fine-tuned.")
+            return pd.DataFrame()
         train, test = (
             finetune.items_of(self.data, subset(part, self.narrow_share, self.seed))
             for part in (replicate.bank, replicate.test)

@@ -78,9 +78,10 @@ class Job:
         return out / "jobs" / self.key[:16]
 
     def done(self, out: Path) -> bool:
-        """Return whether a finished run of this very content is there."""
+        """Return whether a finished run of this very content is there, as it was written."""
         with contextlib.suppress(RunError):
-            return provenance.read(self.folder(out)).get("key") == self.key
+            facts, found = provenance.read(self.folder(out)), provenance.digests(self.folder(out))
+            return facts.get("key") == self.key and facts.get("files", {}).items() <= found.items()
         return False
 
 
@@ -163,7 +164,7 @@ def _content(path: Path) -> str | None:
     with contextlib.suppress(OSError):  # a value that is no path may be too long for one
         if path.is_file():
             return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
-        if path.is_dir():
+        if path.is_dir() and path.name != str(path):  # a mere word is a name, whatever folder there is
             inside = [(each, each.stat()) for each in sorted(path.rglob("*"))]
             return _digest([[str(each), stat.st_size, stat.st_mtime_ns] for each, stat in inside])
     return None
@@ -241,6 +242,8 @@ def _perform(request: Mapping[str, Any]) -> None:
         runner.run(study, given, out, mirror=mirror, threads=request["threads"], progress=False,
                    facts={"key": request["key"]})  # fmt: skip
         return
+    if mirror:
+        os.environ["REPROLIB_MIRROR"] = str(mirror.resolve())  # this process does nothing else
     begun = time.monotonic()
     rows = list(point(request["name"])(**given))
     if not rows:
@@ -316,8 +319,11 @@ class Worker:
         """Do a job, again once if its process or kernel died at the start, and return how it ended."""
         stop = stop or threading.Event()
         sweep_up(job, out)  # what a lost machine may have left
+        used = self._process is not None
         outcome = self._once(job, out, limits, stop)
-        if outcome.status == LOST:
+        if outcome.status == LOST or (
+            outcome.status == "memory" and used
+        ):  # an earlier job may have left memory behind
             outcome = replace(self._once(job, out, limits, stop), attempts=2)
         return replace(outcome, status="died") if outcome.status == LOST else outcome
 
@@ -335,6 +341,9 @@ class Worker:
             if status not in ("done", "failed"):
                 self.close()
                 sweep_up(job, out)
+            for each in self._family[1:]:  # what the job started and left behind
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
             return Outcome(status, reason, round(time.monotonic() - begun, 2), highest)
 
         with contextlib.ExitStack() as start:
@@ -375,7 +384,9 @@ class Worker:
     def _answer(self) -> str | None:
         """Return the next line that the process writes, None if it writes none for a while; EOFError at its end."""
         if b"\n" not in self._heard:
-            if not select.select([self._process.stdout], [], [], POLL)[0]:
+            ready = select.poll()  # unlike select, with any number of open files
+            ready.register(self._process.stdout.fileno())
+            if not ready.poll(1000 * POLL):
                 if self._process.poll() is not None:  # a process that it started may keep the pipe open
                     raise EOFError
                 return None

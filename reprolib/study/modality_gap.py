@@ -39,7 +39,7 @@ from reprolib.metrics import (
 )
 from reprolib.metrics.statistics import Interval, holm, jackknife
 from reprolib.models import find_model, load_embeddings
-from reprolib.models.finetune import Tuning, embed_random, finetune, items_of, trained_temperature
+from reprolib.models.finetune import Tuning, can_be_tuned, embed_random, finetune, items_of, trained_temperature
 from reprolib.ranking import Scorer
 from reprolib.study.parameters import check
 from reprolib.study.protocol import Protocol, Side, hubness_statistic, shown, words
@@ -485,6 +485,9 @@ class Study(Protocol):
             print("Fine-tuning is left out: stored features come without a model to tune.")
             return self.table("temperature")
         files = find_model(self.data.model)
+        if not can_be_tuned(files):
+            print(f"Fine-tuning is left out: {files.name} is no CLIP model, and only such are fine-tuned.")
+            return self.table("temperature")
         train = items_of(self.data, pairs_of(self.parts[0].bank, self.seed))
         items = items_of(self.data, self.whole)
         jobs = list(itertools.product(self.temperatures, range(self.n_seeds)))

@@ -223,7 +223,7 @@ def _take(run: Path, folder: Path) -> None:
     """Copy what is drawn of a run into ``folder``, less what no figure needs."""
     if problems := verify(run):
         raise RunError(f"{run} is not as it was written: {problems[0]}")
-    facts = provenance.read(run)
+    facts = provenance.read(run, study=True)
     study = next(iter(of_run(run.name).values())).study
     if facts["study"] != study:
         raise InputError(f"{run} is a run of the study {facts['study']}, its figures are of {study}")

@@ -110,10 +110,10 @@ class Side:
         for rows in ranking.blocks(*scorer.shape, 2**20):  # small enough to stay in cache
             scores = self._raw[rows]
             if scorer.transform is not None:
-                scores = scorer.transform(scores.float(), rows)
+                scores = scorer.transformed(scores.float(), rows)
             elif scorer.bias is not None:
                 scores = scores - (scorer.bias if scorer.state is None else scorer.bias[scorer.state[rows]])
-            best.append(scores.float().cpu().numpy().argmax(1))
+            best.append((scores if scorer.wide else scores.float()).cpu().numpy().argmax(1))
         return np.concatenate(best)
 
     def hits(self, scorer: Scorer) -> np.ndarray:

@@ -118,9 +118,15 @@ def _text(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(run: Path) -> dict[str, Any]:
-    """Return what ``run.json`` of the run directory ``run`` records; :class:`RunError` if there is none."""
+def read(run: Path, study: bool = False) -> dict[str, Any]:
+    """Return what ``run.json`` of the run directory ``run`` records; :class:`RunError` if there is none.
+
+    ``study``: also if it is a job of a grid point, which has no notebook.
+    """
     try:
-        return json.loads((run / RUN).read_text(encoding="utf-8"))
+        facts = json.loads((run / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{run} is not a finished run: {error}") from error
+    if study and "study" not in facts:
+        raise RunError(f"{run} is a job of the grid point {facts.get('point')} and has no notebook; valid is a study's")
+    return facts

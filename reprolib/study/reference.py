@@ -63,7 +63,7 @@ def keep(run: Path, out: Path) -> Path:
     """
     if problems := verify(run):
         raise RunError(f"{run} is no reference: {problems[0]}")
-    facts = provenance.read(run)
+    facts = provenance.read(run, study=True)
     shipped = studies().get(facts["study"])
     if shipped is None or provenance.sha256(shipped) != facts["notebook"]["sha256"]:
         raise RunError(f"{run} is no reference: its notebook {facts['notebook']['name']} is not the one that ships")

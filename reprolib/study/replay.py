@@ -153,9 +153,9 @@ def diff(one: Path, other: Path) -> Difference:
         for field in FIELDS
         if (getattr(a, field), getattr(b, field)) != (None, None)
     ]
-    queries, unmatched, columns = _queries(one, other, facts[0]["study"], same)
+    queries, unmatched, columns = _queries(one, other, facts[0].get("study", ""), same)
     files = {name for name, _ in set(facts[0]["files"].items()) ^ set(facts[1]["files"].items())}
-    own = {facts[0]["notebook"]["name"], facts[1]["notebook"]["name"], crate.METADATA}  # these tell the time
+    own = {crate.METADATA, *(one["notebook"]["name"] for one in facts if "notebook" in one)}  # these tell the time
     return Difference(
         facts=_changes(*facts),
         same=same,
@@ -171,7 +171,7 @@ def diff(one: Path, other: Path) -> Difference:
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return what ``run.json`` of two runs records differently, most telling first; times and memory are no facts."""
-    named = ("study", "parameters", "identities", "notebook", "code", "threads", "environment", "margins")
+    named = ("study", "point", "parameters", "identities", "notebook", "code", "threads", "environment", "margins")
     found = []
     for name in named:
         flat = [dict(_flat(name, facts.get(name))) for facts in (one, other)]
@@ -290,7 +290,7 @@ def replay(
     ``timeout`` are those of ``runner.run``, which also says what is raised; a parameter that names a file or folder
     not at hand here is an InputError.
     """
-    facts = provenance.read(run)
+    facts = provenance.read(run, study=True)
     with tempfile.TemporaryDirectory(prefix="reprolib-replay-") as folder:
         study = _study(run, facts, Path(folder))
         given = {

@@ -128,7 +128,7 @@ def print_pdf(page: Path, out: Path) -> Path:
 
 
 def _result(path: Path, slug: str) -> board.Result:
-    facts = provenance.read(path)
+    facts = provenance.read(path, study=True)
     found = records.load(path) if (path / records.RESULTS).exists() else []
     return board.Result(slug, path.resolve().name, facts, found)
 

@@ -104,7 +104,7 @@ def build(runs: Iterable[Path]) -> list[Table]:
     """
     tables = []
     for run in runs:
-        title = provenance.read(run)["title"]
+        title = provenance.read(run, study=True)["title"]
         found = records.load(run)
         tables += [*_main(title, found), *_comparisons(title, found)]
     return tables

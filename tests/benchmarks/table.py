@@ -58,7 +58,8 @@ def markdown(found: Results, size: Size) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"Written by `make benchmark` on {datetime.date.today().isoformat()}: {machine()}; load average {load:.1f}.",
+        "Written by `pytest tests/benchmarks/test_benchmarks.py --benchmark-only` on "
+        f"{datetime.date.today().isoformat()}: {machine()}; load average {load:.1f}.",
         "",
         f"{size.images:,} images, {captions:,} captions, {size.width} dimensions; query bank {size.query_bank:,} "
         f"captions, gallery bank {size.gallery_bank:,} images; synthetic, with a modality gap and hubs. The "

@@ -11,6 +11,7 @@ import torch
 from reprolib.errors import InputError
 from reprolib.methods import CATALOGUE, catalogue, correct, fit, globally_corrected
 from reprolib.methods.base import Bank
+from reprolib.methods.graph_convolution import least_rate
 
 ROWS = ("queries", "gallery", "query_bank", "gallery_bank")
 SMALL = {"csls": {"k": 3}, "nnn": {"k": 3}, "invgc-localadj": {"pool_rate": 0.5}}
@@ -137,8 +138,15 @@ def test_a_number_may_come_from_numpy(name, parameter, data):
 
 
 def test_a_pool_of_less_than_one_item_says_which_rate_would_do(data):
-    with pytest.raises(InputError, match=r"pool_rate = 0.01 of a gallery_bank of 14 items is a pool of 0.*0\.071 to 1"):
+    with pytest.raises(InputError, match=r"pool_rate = 0.01 of a gallery_bank of 14 items is a pool of 0.*0\.072 to 1"):
         call("invgc-localadj", data, pool_rate=0.01)
+    call("invgc-localadj", data, pool_rate=least_rate(9))  # of the smaller bank
+
+
+def test_the_least_rate_holds_one_item_and_little_less_holds_none():
+    for size in range(1, 3000):
+        rate = float(f"{least_rate(size):.2g}")
+        assert rate == least_rate(size) and int(rate * size) == 1 and 0.89 * rate * size < 1
 
 
 def test_a_bank_whose_ranks_would_leave_no_room_for_the_similarity(data, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.special import logsumexp
 
 from reprolib import ranking
 from reprolib.methods import CATALOGUE, Bank, correct, fit, sinkhorn
-from reprolib.ranking import Scorer, rank
+from reprolib.ranking import Scorer, as_embeddings, rank
 
 seeds = st.integers(0, 10**6)
 kinds = st.sampled_from(["random", "clustered", "raw"])
@@ -351,3 +352,17 @@ def test_float32_sums_of_sinkhorn_move_no_score(tau, make_data, monkeypatch):
     monkeypatch.setattr(sinkhorn, "_SHARP", 0.0)
     exact = sinkhorn.potentials(targets, bank, tau, 10)
     assert 0 < float((fast - exact).abs().max()) < 4e-8
+
+
+def test_a_bank_forgets_a_gallery_with_it(make_data):
+    data = make_data("clustered", 0, n=4, m=7, bank=9, d=6)
+    bank, kept = Bank(as_embeddings(data.query_bank, "bank"), "query bank"), []
+    for _ in range(3):
+        kept.append(len(bank._kept))
+        fit("dis", data.queries, data.gallery, query_bank=bank, beta=20)
+        gc.collect()
+    assert kept == [0, 0, 0]
+    same = as_embeddings(data.gallery, "gallery")
+    for _ in range(2):
+        fit("is", data.queries, same, query_bank=bank, beta=20, normalize=False)
+        assert len(bank._kept) == 1

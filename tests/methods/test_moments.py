@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reprolib import ranking
 from reprolib.errors import InputError
+from reprolib.mapped import opened
 from reprolib.methods import moments
 from reprolib.methods.interventions import INTERVENTIONS, Train, intervene
 from reprolib.methods.intra_modal import CONTROLS, fit_control
@@ -34,7 +35,7 @@ def rows_of(seed: int, n: int, d: int = 5) -> np.ndarray:
 
 def on_disk(path: Path, array: np.ndarray) -> np.ndarray:
     array.tofile(path)
-    return np.memmap(path, array.dtype, "c", shape=array.shape)
+    return opened(path, array.dtype, array.shape)
 
 
 def matching_of(seed: int, n: int, m: int) -> np.ndarray:

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+_left: list[bytes] = []  # memory that outlives its job
+
 
 def tiny(*, number: int = 0, kind: str = "well", seconds: float = 0.0) -> list[dict[str, Any]]:
     """Return one record, or go wrong in one of the ways that jobs go wrong."""
@@ -21,6 +23,15 @@ def tiny(*, number: int = 0, kind: str = "well", seconds: float = 0.0) -> list[d
         while True:
             held.append(b"x" * 2**24)
             time.sleep(0.02)
+    if kind == "leaving":
+        _left.append(b"x" * (200 * 2**20))
+    if kind == "large":
+        held = b"x" * (250 * 2**20)
+        time.sleep(1)
+        del held
+    if kind == "child":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # left by a job"], start_new_session=True)
+        time.sleep(2.5)  # so that it is seen
     if kind == "raising":
         raise ValueError("of no use")
     if kind == "full disk":
@@ -31,5 +42,6 @@ def tiny(*, number: int = 0, kind: str = "well", seconds: float = 0.0) -> list[d
     time.sleep(seconds)
     return [
         {"study": "tiny", "dataset": "none", "model": None, "direction": None, "method": None, "metric": "R@1",
-         "parameters": {"number": number}, "value": number / 1000, "n": 1}
+         "parameters": {"number": number, **({"mirror": os.environ["REPROLIB_MIRROR"]} if kind == "mirror" else {})},
+         "value": number / 1000, "n": 1}
     ]  # fmt: skip

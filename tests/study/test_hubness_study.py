@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.loaders import EmbeddingData, Replicate, Split
+from reprolib.methods import CATALOGUE, Bank
 from reprolib.metrics import retrieval_metrics
 from reprolib.study import hubness, records
 from reprolib.study.hubness import Study
@@ -233,3 +235,66 @@ def test_transductive_is_asked_for_by_name_and_named_in_every_record(tmp_path) -
         assert bool(shared) == (source == "transductive")
         banks = set(study.table("main")["bank"])
         assert all(("transductive" in bank) == (source == "transductive") for bank in banks - {"none"})
+
+
+def test_one_slow_method_alone_goes_through_every_step(make) -> None:
+    study = make(methods=["invgc-localadj"], bank_sizes=[0.05, 1.0], directions=["text->image"])
+    study.tune()
+    for step in ("evaluate", "bank_size", "bank_sources", "gallery_size", "rates"):
+        getattr(study, step)()
+    assert len(study.table("bank_size")) == 2
+
+
+def test_a_cell_may_be_run_again(make) -> None:
+    study = make(methods=["is"])
+    first, second = study.tune(), study.tune()
+    pd.testing.assert_frame_equal(first, second)
+    assert all(len(chosen) == 2 for chosen in study.tuned.values())
+    study.evaluate()
+
+
+def test_without_a_gallery_bank_nothing_is_forced_on(make) -> None:
+    study = make(methods=["is", "dual-is"], gallery_betas=[0])
+    study.tune()
+    study.evaluate()
+    asked = study.question()
+    assert len(asked) == 2 * 4 and not asked["step"].str.contains("gallery bank on").any()
+    assert study.answer()
+
+
+def test_an_empty_grid_is_told_by_what_makes_it_empty(make) -> None:
+    with pytest.raises(InputError, match="sinkhorn: tau = 1 / beta is tried from beta = 5 on, and betas has no such"):
+        make(methods=["sinkhorn"], betas=[1, 2]).tune()
+    with pytest.raises(InputError, match="parameter gallery_betas is empty"):
+        make(gallery_betas=[])
+
+
+def test_one_bank_alone_is_tuned_and_told_for_each_replicate(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make(methods=["is", "dual-is"], betas=[5, 50], directions=["text->image"])
+    study.tune()
+    first, hits = study.tasks["text->image"][0].validation, Side.hits
+
+    def hit(side: Side, scorer: ranking.Scorer) -> np.ndarray:  # the two validation parts want other temperatures
+        found = hits(side, scorer)
+        sides = [task.validation for task in study.tasks["text->image"]]
+        if side not in sides:
+            return found
+        asked.append(side is first)
+        return np.full(len(found), float((len(asked) % 2 == 1) == (side is first)))
+
+    asked: list[bool] = []
+    monkeypatch.setattr(Side, "hits", hit)
+    table = study.bank_sources()
+    alone = table[table["bank"] == "query bank only"]["parameters"].tolist()
+    assert alone and all("5" in str(point) and "50" in str(point) for point in alone)
+
+
+def test_the_best_item_is_that_of_the_ranking_where_two_all_but_agree() -> None:
+    split = Split(
+        np.array([[1.0, 1e-3], [1.0, 0.0]], np.float32), np.array([[1.0, 0.0]], np.float32),
+        np.array([[True], [True]]), np.array(["a", "b"]), np.array(["t"]),
+    )  # fmt: skip
+    side = Side(split, "text->image", "cpu")
+    bank = Bank(torch.tensor([[0.0, 1.0]]), "query bank")
+    scorer = CATALOGUE["gc"].fit(side.queries, side.gallery, bank, None)
+    assert side.best(scorer).tolist() == ranking.topk(scorer, 1)[:, 0].tolist() == [1]

@@ -17,6 +17,8 @@ from reprolib import ranking
 from reprolib.errors import InputError
 from reprolib.loaders import EmbeddingData, Replicate, Split, glyphs
 from reprolib.loaders.readers import Search
+from reprolib.mapped import opened
+from reprolib.methods.intra_modal import projections_of
 from reprolib.methods.inversion import Inverted
 from reprolib.study import intra_modal_inversion as module
 from reprolib.study import records
@@ -448,7 +450,7 @@ def test_the_gap_is_the_distance_of_the_means(make) -> None:
     assert found.value == pytest.approx(expected, abs=1e-6) and found.low < expected < found.high
 
 
-def test_fine_tuned_models_are_searched_with_their_own_embeddings(make, monkeypatch) -> None:
+def test_fine_tuned_models_are_searched_with_their_own_embeddings(make, monkeypatch, capsys) -> None:
     study = make(tasks=["image->image"])
     study.tune()
     asked = []
@@ -457,7 +459,10 @@ def test_fine_tuned_models_are_searched_with_their_own_embeddings(make, monkeypa
         asked.append(tuning.tau)
         return SimpleNamespace(identity=f"tau {tuning.tau}")
 
-    monkeypatch.setattr(module, "find_model", lambda name: name)
+    monkeypatch.setattr(module, "find_model", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(module.finetune, "can_be_tuned", lambda files: False)
+    assert study.narrow().empty and "is no CLIP model" in capsys.readouterr().out
+    monkeypatch.setattr(module.finetune, "can_be_tuned", lambda files: True)
     monkeypatch.setattr(module, "embed", lambda items, *_: items)
     monkeypatch.setattr(module.finetune, "items_of", lambda _, split: split)
     monkeypatch.setattr(module.finetune, "tuned_encoder", tuned, raising=False)
@@ -497,6 +502,14 @@ def test_neighbours_run_from_the_greatest_loss_to_the_greatest_gain(finished: St
     assert first["correct"] == [owner[name] == owner[first["query_id"]] for name in first["neighbours"]]
 
 
+def test_a_model_without_projections_does_without_the_controls_that_need_them(make, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(module, "projections_of", lambda _: projections_of(SimpleNamespace()))
+    study = make()
+    assert "Left out what needs projections: SimpleNamespace has no visual_projection" in capsys.readouterr().out
+    assert study.controls == [name for name in make(raw=False).controls if name in study.controls] != []
+    assert set(study.methods) > {"none", "inversion"} and not {"isoclip"} & set(study.methods)
+
+
 def test_stored_features_get_the_linear_controls_alone(make, capsys) -> None:
     study = make(raw=False)
     assert set(study.methods) == {"none", "mean-centring", "pca", "whitening", "random-map"}
@@ -521,7 +534,7 @@ def test_a_train_split_in_a_file_gives_the_same_controls(make, tmp_path, monkeyp
         for side in ("image", "text"):
             rows = getattr(replicate.bank, side)
             rows.tofile(tmp_path / side)
-            files[side] = np.memmap(tmp_path / side, rows.dtype, "c", shape=rows.shape)
+            files[side] = opened(tmp_path / side, rows.dtype, rows.shape)
         bank = replace(replicate.bank, **files)
         study = make(replace(data, replicates=(replace(replicate, bank=bank),)), raw=False)
         study.tune()

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from reprolib import cli, ranking
 from reprolib.errors import InputError
 from reprolib.loaders import EmbeddingData, Items, Replicate, Split
+from reprolib.mapped import opened
 from reprolib.methods.interventions import INTERVENTIONS, intervene
 from reprolib.metrics import gap_metrics, gap_per_dimension, info_nce, mixed_gallery_metrics, retrieval_metrics
 from reprolib.models.embed import Pictures
 from reprolib.study import modality_gap, records, report
 from reprolib.study.modality_gap import DIRECTIONS, Study, delete_half, losses, over_seeds, pairs_of, random_shares
+from tests.models import checkpoints
 
 METHODS = ["shift", "mean-centring", "drop-dimensions", "linear", "optimal-transport"]
 SMALL = {"shifts": [-0.5, 0.5, 1.0], "temperatures": [0.05, 0.5], "feature_sets": [], "k": 5, "n_bootstrap": 200,
@@ -214,7 +216,7 @@ def test_a_bank_in_a_file_gives_the_same_numbers(make, tmp_path: Path, monkeypat
             for side in ("image", "text"):
                 rows, path = getattr(each.bank, side), tmp_path / f"{each.label}, {side}"
                 rows.tofile(path)
-                files[side] = np.memmap(path, rows.dtype, "c", shape=rows.shape)
+                files[side] = opened(path, rows.dtype, rows.shape)
             replicates.append(replace(each, bank=replace(each.bank, **files)))
         study = make(replace(whole, replicates=tuple(replicates)), interventions=["i0t", "procrustes", "linear"])
         study.tune()
@@ -285,7 +287,9 @@ def test_what_needs_a_model_is_left_out_with_a_sentence(make, capsys: pytest.Cap
     assert study.feature_clouds().empty
 
 
-def test_groups_are_found_again_where_they_are_plain(make) -> None:
+@pytest.fixture
+def glyphs() -> EmbeddingData:
+    """Return 14 letters of each of three scripts, plainly apart, with pictures and a model."""
     names = [f"U+{code:04X}" for start in (0x61, 0x3B1, 0x430) for code in range(start, start + 14)]
     centres = np.repeat(np.eye(3), 14, axis=0)
     rng = np.random.default_rng(0)
@@ -297,8 +301,18 @@ def test_groups_are_found_again_where_they_are_plain(make) -> None:
         Items("glyphs", "test", drawn, [*captions.values()], split.image_ids, split.text_ids, np.eye(42))
     )
     part = Replicate(split, split, split, "official split", "train, 20 %")
-    data = EmbeddingData("glyphs", "glyph-clip", "0" * 64, (part,), (), "", captions, pictures)
-    study = make(data, interventions=["mean-centring"])
+    return EmbeddingData("glyphs", "glyph-clip", "0" * 64, (part,), (), "", captions, pictures)
+
+
+def test_a_model_of_another_family_is_measured_and_not_fine_tuned(make, glyphs, tmp_path: Path, capsys) -> None:
+    model = str(checkpoints.build(tmp_path, ["siglip"])["siglip"])
+    study = make(replace(glyphs, model=model), interventions=["mean-centring"])
+    assert study.finetune().empty and f"{model} is no CLIP model" in capsys.readouterr().out
+    assert "Not asked" in study.answer_temperature()
+
+
+def test_groups_are_found_again_where_they_are_plain(make, glyphs: EmbeddingData) -> None:
+    study = make(glyphs, interventions=["mean-centring"])
     study.tune()
     study.evaluate()
     main = study.table("main").set_index(["method", "metric"])["value"]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -178,11 +179,79 @@ def test_results_of_a_sweep_are_those_of_its_jobs_alone(write, tmp_path: Path) -
     out = tmp_path / "out"
     assert sweep.run(write(grid={"number": [1, 2]}), out, workers=1, progress=False) == {"done": 2}
     (out / "jobs" / listed(out)[0]["key"][:16] / "results.json").write_text("spoilt")
-    assert sweep.run(write(list=[{"number": 1}, {"kind": "empty"}]), out, progress=False) == {"failed": 2}
-    assert [job["reason"].split(":")[0] for job in listed(out)] == [
-        "the result is lost", f"the grid point {POINT} returned no record".split(":")[0]
-    ]  # fmt: skip
-    assert not (out / "results.json").exists()
+    assert sweep.run(write(list=[{"number": 1}, {"kind": "empty"}]), out, progress=False) == {"done": 1, "failed": 1}
+    assert listed(out)[1]["reason"] == f"the grid point {POINT} returned no record"
+    assert [record.value for record in records.load(out)] == [0.001]  # done again
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("[]")])
+def test_a_result_that_is_lost_is_made_again(write, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    out, path = tmp_path / "out", write(grid={"number": [1, 2]})
+    assert sweep.run(path, out, workers=1, progress=False) == {"done": 2}
+    whole = (out / "results.json").read_bytes()
+    damage(out / "jobs" / listed(out)[0]["key"][:16] / "results.json")
+    (out / "jobs" / listed(out)[1]["key"][:16] / "a note").write_text("of one's own")
+    assert sweep.run(path, out, workers=1, progress=False) == {"done": 1, "cached": 1}
+    assert (out / "results.json").read_bytes() == whole
+    assert (out / "jobs" / listed(out)[1]["key"][:16] / "a note").exists()
+
+
+def test_a_folder_that_is_called_like_a_value_is_not_its_content(write, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(list=[{"kind": "well"}])
+    assert sweep.run(path, Path("well"), progress=False) == {"done": 1}
+    assert sweep.run(path, Path("well"), progress=False) == {"cached": 1}
+
+
+def test_memory_that_an_earlier_job_left_is_not_counted(write, tmp_path: Path) -> None:
+    path = write(list=[{"kind": "leaving"}, {"kind": "large"}, {"kind": "greedy"}],
+                 limits={"memory": "500 MiB"})  # fmt: skip
+    out = tmp_path / "out"
+    assert sweep.run(path, out, workers=1, progress=False) == {"done": 2, "memory": 1}
+    assert {job["parameters"]["kind"]: job["status"] for job in listed(out)}["greedy"] == "memory"
+
+
+def test_what_a_job_leaves_running_ends_with_it(write, tmp_path: Path) -> None:
+    assert sweep.run(write(list=[{"kind": "child"}]), tmp_path / "out", progress=False) == {"done": 1}
+    left = [p for p in psutil.process_iter(["cmdline"]) if "left by a job" in " ".join(p.info["cmdline"] or [])]
+    assert not left
+
+
+def test_a_worker_listens_however_many_files_are_open(write, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("not so many files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(1030):
+                stack.enter_context(open(os.devnull))
+            assert sweep.run(write(list=[{}]), tmp_path / "out", progress=False) == {"done": 1}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_jobs_of_a_point_are_compared_and_refused_where_a_notebook_is_needed(write, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert sweep.run(write(grid={"number": [1, 2]}), out, workers=1, progress=False) == {"done": 2}
+    one, other = (out / "jobs" / job["key"][:16] for job in listed(out))
+    for words in (["verify", str(one)], ["diff", str(one), str(other)]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    assert "parameters.number" in capsys.readouterr().out
+    for words in (["report", str(one), "--out", str(tmp_path / "r.html")], ["replay", str(one)], ["tables", str(one)]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code not in (0, None)
+        assert f"{one} is a job of the grid point {POINT} and has no notebook" in capsys.readouterr().err
+
+
+def test_points_see_the_mirror_of_the_sweep(write, tmp_path: Path) -> None:
+    out, mirror = tmp_path / "out", tmp_path / "mirror"
+    mirror.mkdir()
+    sweep.run(write(parameters={"kind": "mirror"}), out, mirror=mirror, progress=False)
+    assert json.loads((out / "results.json").read_text())[0]["parameters"]["mirror"] == str(mirror)
 
 
 def test_a_job_that_ends_while_the_sweep_is_being_stopped_is_done(write, tmp_path: Path, monkeypatch) -> None:
