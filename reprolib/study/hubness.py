@@ -203,8 +203,6 @@ class Study(Protocol):
             ],
         }
         values = [shared.get(name, choices) for name, choices in own.items()]
-        if "tau" in own and not shared["tau"]:
-            raise InputError(f"{method}: tau = 1 / beta is tried from beta = 5 on, and betas has no such value")
         return [dict(zip(own, combination, strict=True)) for combination in itertools.product(*values)]
 
     def _warm(self, task: Task, side: Side) -> None:
@@ -247,6 +245,8 @@ class Study(Protocol):
             self._warm(task, task.validation)
             candidates = self._grid(method, task)
             if not candidates:
+                if "tau" in CATALOGUE[method].grid and max(self.betas) < 5:
+                    raise InputError(f"{method}: tau = 1 / beta is tried from beta = 5 on, and betas has no such value")
                 raise InputError(f"{method}: the {self.bank} bank is too small for every value of its grid")
             recall = [task.validation.hits(task.fit(task.validation, method, p)).mean() for p in candidates]
             best = int(np.argmax(recall))
