@@ -177,10 +177,10 @@ def markdown(found: Measured, drawing: style.Drawing) -> str:
             if p in plan.anew
         ]
         terms = costs.terms(name, plan.unseen)
-        new = found.seconds[name][plan.unseen]
+        new, (value, low, high) = found.seconds[name][plan.unseen], time_model.predict(terms)
         unseen.append(
-            f"| {NAMES[name]} | {amount(time_model, terms, 's')} | {new:.1f} s "
-            f"| {new / time_model.predict(terms)[0]:.2f} |"
+            f"| {NAMES[name]} | {amount(time_model, terms, 's')} | {new:.1f} s | {new / value:.2f} "
+            f"| {'yes' if low <= new <= high else 'no'} |"
         )
         large += [
             f"| {NAMES[name]} | {p.gallery:,} | {amount(time_model, costs.terms(name, p, further=0), 'h')} "
@@ -239,7 +239,7 @@ def markdown(found: Measured, drawing: style.Drawing) -> str:
             f"({plan.unseen.gallery / plan.unseen.shown:.1f} relevant ones for a query), a bank of "
             f"{plan.unseen.bank:,}, {plan.unseen.width} dimensions. Sinkhorn's kernel does not fit there.",
             "",
-            *rows("| operation | predicted (95 %) | measured | measured / predicted |", *unseen),
+            *rows("| operation | predicted (95 %) | measured | measured / predicted | in the interval |", *unseen),
             "## The model of memory",
             "",
             "peak above the embeddings = blocks + bytes for each query, gallery and bank item, and for each entry of "
@@ -351,7 +351,10 @@ def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
     name, p = "nnn", replace(FULL.base, gallery=16_000)
     assert f"16,000: {found.seconds[name][p]:.2f} s, {found.peaks[name][p] / MIB:.0f} MiB" in text
     measured = found.seconds["sinkhorn"][FULL.unseen]
-    assert f"| {measured:.1f} s | " in text
+    assert f"| {measured:.1f} s | " in text and "| yes |" in text
+    found.seconds["sinkhorn"][FULL.unseen] *= 10
+    write(found, tmp_path)
+    assert "| no |" in (tmp_path / "costs.md").read_text()
     assert "| 100,000,000 | 191 | 24 | 191 | 192 | 216 |" in text
     assert text.count("to ") > 20 and "nan" not in text
 
