@@ -237,8 +237,8 @@ class Scorer:
             return 0.0
         product = float(self.queries.norm(dim=1).max() * self.gallery.norm(dim=1).max())
         bias = 0.0 if self.bias is None else float(self.bias.abs().max())
-        factors = product * (2 + _rounding()) * _rounding()
-        return 1.1 * (_UNIT * ((self.queries.shape[1] + 4) * product + 3 * bias) + factors)
+        unit = _rounding()
+        return 1.1 * (_UNIT * ((self.queries.shape[1] + 4) * product + 3 * bias) + (2 + unit) * unit * product)
 
     def block(self, rows: slice) -> Tensor:
         """Return the scores of ``rows`` against the whole gallery, float32 [b, m], within ``error_bound``."""

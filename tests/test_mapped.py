@@ -192,13 +192,9 @@ def test_what_a_caller_wrote_to_a_mapped_array_is_used_and_stays(tmp_path: Path,
         pass
     np.testing.assert_array_equal(changed, kept)
     np.testing.assert_array_equal(np.fromfile(tmp_path / "rows", np.float32), rows.ravel())
-    unchanged = np.load(_saved(tmp_path / "rows.npy", rows), mmap_mode="r")
+    np.save(tmp_path / "rows.npy", rows)
+    unchanged = np.load(tmp_path / "rows.npy", mmap_mode="r")
     assert isinstance(ranking.as_rows(unchanged, "bank"), Rows)  # only to be read: it may stay in its file
-
-
-def _saved(path: Path, rows: np.ndarray) -> Path:
-    np.save(path, rows)
-    return path
 
 
 def test_a_bad_row_has_the_number_that_it_has_in_the_file(tmp_path: Path, small: None) -> None:

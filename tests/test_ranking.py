@@ -489,14 +489,14 @@ def test_arrays_of_any_layout_are_taken() -> None:
     rng = np.random.default_rng(0)
     rows, scores = rng.standard_normal((9, 4)), rng.standard_normal((7, 9)).astype(np.float32)
     np.testing.assert_array_equal(as_embeddings(rows[::-1], "rows"), as_embeddings(rows[::-1].copy(), "rows"))
-    relevance = some_relevance(0, 7, 9)
+    relevance = some_relevance(0, 9, 7)
     np.testing.assert_array_equal(
-        as_relevance(relevance[::-1], 7, 9).toarray(), as_relevance(relevance[::-1].copy(), 7, 9).toarray()
+        as_relevance(relevance[::-1], 9, 7).toarray(), as_relevance(relevance[::-1].copy(), 9, 7).toarray()
     )
     queries, gallery = np.ones((9, 2)), np.ones((7, 2))
-    wanted = retrieval_metrics(queries, gallery, relevance.T | True, scores=scores.T.copy())
+    wanted = retrieval_metrics(queries, gallery, relevance, scores=scores.T.copy())
     for matrix in (scores.T, torch.from_numpy(scores).T, scores.T.copy()[::-1][::-1], scores[:, ::-1].copy().T[::-1]):
-        assert retrieval_metrics(queries, gallery, relevance.T | True, scores=matrix) == wanted
+        assert retrieval_metrics(queries, gallery, relevance, scores=matrix) == wanted
     assert hubness_metrics(queries, gallery, k=3, scores=scores.T) == hubness_metrics(
         queries, gallery, k=3, scores=scores.T.copy()
     )

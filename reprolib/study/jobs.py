@@ -164,7 +164,7 @@ def _content(path: Path) -> str | None:
     with contextlib.suppress(OSError):  # a value that is no path may be too long for one
         if path.is_file():
             return _sha256(path, path.stat().st_mtime_ns, path.stat().st_size)
-        if path.is_dir() and path.name != str(path):  # a mere word is a name, whatever folder there is
+        if path.is_dir() and not (path / "jobs").is_dir():  # a sweep's own folder may be called like a value
             inside = [(each, each.stat()) for each in sorted(path.rglob("*"))]
             return _digest([[str(each), stat.st_size, stat.st_mtime_ns] for each, stat in inside])
     return None
@@ -316,14 +316,17 @@ class Worker:
         self._heard = b""
 
     def run(self, job: Job, out: Path, limits: Limits, stop: threading.Event | None = None) -> Outcome:
-        """Do a job, again once if its process or kernel died at the start, and return how it ended."""
+        """Do a job and return how it ended.
+
+        Once again, in a new process, if its process or kernel died at the start, or if it passed its limit of memory
+        in a process that had done others.
+        """
         stop = stop or threading.Event()
         sweep_up(job, out)  # what a lost machine may have left
         used = self._process is not None
         outcome = self._once(job, out, limits, stop)
-        if outcome.status == LOST or (
-            outcome.status == "memory" and used
-        ):  # an earlier job may have left memory behind
+        crowded = used and outcome.status == "memory"  # by what an earlier job may have left behind
+        if crowded or outcome.status == LOST:
             outcome = replace(self._once(job, out, limits, stop), attempts=2)
         return replace(outcome, status="died") if outcome.status == LOST else outcome
 
@@ -341,7 +344,7 @@ class Worker:
             if status not in ("done", "failed"):
                 self.close()
                 sweep_up(job, out)
-            for each in self._family[1:]:  # what the job started and left behind
+            for each in self._family[1:]:  # none after ``close``; else what the job started and left behind
                 with contextlib.suppress(psutil.Error):
                     each.kill()
             return Outcome(status, reason, round(time.monotonic() - begun, 2), highest)
